@@ -6,7 +6,7 @@ Docs: https://imgclf.github.io/imgclf/config.html.md"""
 
 # %% auto #0
 __all__ = ['Side', 'Size', 'Stats', 'Factors', 'RECIPES', 'read_yaml', 'Config', 'parse_settings', 'list_recipes',
-           'config_layers']
+           'config_layers', 'config_table']
 
 # %% ../nbs/01_config.ipynb #421dfd23
 import re
@@ -116,7 +116,7 @@ class Config(BaseModel):
     epochs: int = _f(5, 'passes over the training rows, 1 or more; with fine_tune those after freeze_epochs', ge=1)
     freeze_epochs: int = _f(1, 'epochs for the head alone before fine_tune trains all layers, 0 or more', ge=0)
     lr: float = _f(2e-3, 'highest learning rate, above 0', gt=0)
-    lr_mult: float = _f(100, "the first layers' learning rate is the last ones' divided by this, 1 or more (fine_tune)", ge=1)
+    lr_mult: float = _f(100., "the first layers' learning rate is the last ones' divided by this, 1 or more (fine_tune)", ge=1)
     opt: Literal['adam', 'sgd', 'rmsprop', 'radam', 'ranger', 'lamb', 'larc', 'qhadam'] = _f(
         'adam', "optimiser by its fastai name: adam (with decoupled weight decay), sgd, rmsprop, radam, ranger, lamb, larc or qhadam")
     wd: float|None = _f(None, "weight decay, 0 or more; null for the optimiser's default", ge=0)
@@ -271,8 +271,8 @@ def to_yaml(self:Config,
             if comments: lines.append(f'# {k}: no effect, {idle[k][1]}')
             continue
         if comments and k in _SECTIONS: lines.append(f'\n## {_SECTIONS[k]}')
-        line = yaml.dump({k: _plain(value)}, Dumper=_Dumper, default_flow_style=None, allow_unicode=True, width=10**6, sort_keys=False).rstrip('\n')
-        lines.append(f'{line}  # {f.description}' if comments and '\n' not in line else line)
+        flow = yaml.dump([_plain(value)], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**6, sort_keys=False).strip()[1:-1]
+        lines.append(f'{k}: {flow}' + (f'  # {f.description}' if comments else ''))
     return '\n'.join(lines).lstrip('\n') + '\n'
 
 def _plain(v):
@@ -287,3 +287,9 @@ def save(self:Config,
 ):
     "Write the resolved settings with their meanings, whole or not at all."
     write_text(path, self.to_yaml(comments=True))
+
+# %% ../nbs/01_config.ipynb #2eebe9ad
+def config_table():
+    "Every setting with its default and its meaning, as a DataFrame."
+    import pandas as pd
+    return pd.DataFrame([(k, f.default, f.description) for k, f in Config.model_fields.items()], columns=['setting', 'default', 'meaning']).set_index('setting')
