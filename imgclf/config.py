@@ -16,7 +16,7 @@ from typing import Annotated, Any, Callable, Literal
 
 import yaml
 from fastcore.basics import patch
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer
 
 from .core import InputError, nearest, raise_all, write_text
 
@@ -52,9 +52,9 @@ def read_yaml(
 
 # %% ../nbs/01_config.ipynb #b3c55dbb
 def _size(v):
-    "'256x192', '256,192' and '256' as numbers; anything else as it is."
+    "'256x192', '256,192', '[256, 192]' and '256' as numbers; anything else as it is."
     if isinstance(v, bool): raise ValueError('a size is a number')
-    if isinstance(v, str) and re.fullmatch(r'\s*\d+(\s*[x,×]\s*\d+)?\s*', v):
+    if isinstance(v, str) and re.fullmatch(r'\s*\[?\s*\d+(\s*[x,×]\s*\d+)?\s*\]?\s*', v):
         hw = [int(o) for o in re.findall(r'\d+', v)]
         return hw[0] if len(hw) == 1 else hw
     return v
@@ -69,6 +69,12 @@ def _factors(v):
 def _stats(v):
     "A mean and a standard deviation per channel."
     if isinstance(v, tuple) and (len(v[0]) != len(v[1]) or len(v[0]) not in (1, 3) or min(v[1]) <= 0): raise ValueError('bad statistics')
+    return v
+
+def _plain(v):
+    "A value as YAML knows it."
+    if callable(v): return getattr(v, '__name__', type(v).__name__)
+    if isinstance(v, (tuple, list)): return [_plain(o) for o in v]
     return v
 
 Side = Annotated[int, Field(ge=1, le=8192)]
@@ -116,7 +122,7 @@ class Config(BaseModel):
     epochs: int = _f(5, 'passes over the training rows, 1 or more; with fine_tune those after freeze_epochs', ge=1)
     freeze_epochs: int = _f(1, 'epochs for the head alone before fine_tune trains all layers, 0 or more', ge=0)
     lr: float = _f(2e-3, 'highest learning rate, above 0', gt=0)
-    lr_mult: float = _f(100., "the first layers' learning rate is the last ones' divided by this, 1 or more (fine_tune)", ge=1)
+    lr_mult: float = _f(100., "the first layers' learning rate is the last ones' divided by this: 1 (all the same) or more", ge=1)
     opt: Literal['adam', 'sgd', 'rmsprop', 'radam', 'ranger', 'lamb', 'larc', 'qhadam'] = _f(
         'adam', "optimiser by its fastai name: adam (with decoupled weight decay), sgd, rmsprop, radam, ranger, lamb, larc or qhadam")
     wd: float|None = _f(None, "weight decay, 0 or more; null for the optimiser's default", ge=0)
@@ -129,6 +135,9 @@ class Config(BaseModel):
     # scoring
     metric: str|Callable = _f('accuracy', 'what the folds are scored by: accuracy, error_rate, macro_f1, log_loss, roc_auc, kappa, or a function(targs, probs)')
     score_at: Literal['last', 'best'] = _f('last', "epoch that gives a fold's model and score: the 'last', or the 'best' by validation (flatters the score)")
+
+    @field_serializer('metric', when_used='json')
+    def _name(self, metric): return _plain(metric)
 
     def __init__(self, /, **settings):
         unknown = [f'unknown setting {k}{nearest(k, type(self).model_fields)}' for k in settings if k not in type(self).model_fields]
@@ -152,7 +161,7 @@ def _idle(given):
     c = {k: f.default for k, f in Config.model_fields.items()} | given
     idle = {}
     def rule(when, cause, why, *keys): idle.update({k: (cause, why) for k in keys if when and given.get(k)})
-    rule(c['schedule'] != 'fine_tune', 'schedule', f"schedule={c['schedule']} trains all layers from the start, only fine_tune freezes some", 'freeze_epochs', 'lr_mult')
+    rule(c['schedule'] != 'fine_tune', 'schedule', f"schedule={c['schedule']} trains all layers from the start, only fine_tune freezes some", 'freeze_epochs')
     rule(not c['pretrained'], 'pretrained', 'pretrained is false, so the model starts from random weights', 'weights')
     rule(c['source'] and not c['labels'], 'labels', 'it belongs to a table, and no table is given in labels',
          'id_col', 'fn_col', 'label_col', 'label_cols', 'suffix', 'label_delim', 'multi')
@@ -274,12 +283,6 @@ def to_yaml(self:Config,
         flow = yaml.dump([_plain(value)], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**6, sort_keys=False).strip()[1:-1]
         lines.append(f'{k}: {flow}' + (f'  # {f.description}' if comments else ''))
     return '\n'.join(lines).lstrip('\n') + '\n'
-
-def _plain(v):
-    "A value as YAML knows it."
-    if callable(v): return v.__name__
-    if isinstance(v, (tuple, list)): return [_plain(o) for o in v]
-    return v
 
 @patch
 def save(self:Config,
