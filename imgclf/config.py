@@ -122,7 +122,7 @@ class Config(BaseModel):
     epochs: int = _f(5, 'passes over the training rows, 1 or more; with fine_tune those after freeze_epochs', ge=1)
     freeze_epochs: int = _f(1, 'epochs for the head alone before fine_tune trains all layers, 0 or more', ge=0)
     lr: float = _f(2e-3, 'highest learning rate, above 0', gt=0)
-    lr_mult: float = _f(100., "the first layers' learning rate is the last ones' divided by this: 1 (all the same) or more", ge=1)
+    lr_mult: float|None = _f(None, "the first layers' learning rate is the last ones' divided by this: 1 (all the same) or more; null for 100 with fine_tune, else 1", ge=1)
     opt: Literal['adam', 'sgd', 'rmsprop', 'radam', 'ranger', 'lamb', 'larc', 'qhadam'] = _f(
         'adam', "optimiser by its fastai name: adam (with decoupled weight decay), sgd, rmsprop, radam, ranger, lamb, larc or qhadam")
     wd: float|None = _f(None, "weight decay, 0 or more; null for the optimiser's default", ge=0)
