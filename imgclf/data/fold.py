@@ -65,7 +65,6 @@ def _pour(
     m:int,            # Units to pour
 )->np.ndarray:        # (k,) units each fold receives
     "What `m` steps of 'one unit to the lowest' would give, without the steps."
-    if m == 1: return np.eye(len(level), dtype=int)[level.argmin()]
     low = np.sort(level)
     wet = (np.arange(len(low)) * low - (np.cumsum(low) - low) < m).sum()    # folds that the water reaches
     got = np.floor(np.maximum((m + low[:wet].sum()) / wet - level, 0)).astype(int)
@@ -93,16 +92,17 @@ def _deal(
     kind = np.add.reduceat(hash_key(c, x), start)            # equal for groups with equal class counts
     gdraw = np.full(len(start), 2**64 - 1, dtype=np.uint64); np.minimum.at(gdraw, group, draw)
     _, first, kind, m = np.unique(kind, return_index=True, return_inverse=True, return_counts=True)
-    members = np.split(np.lexsort((gdraw, kind)), m.cumsum()[:-1])
-    tie, best, rng = gdraw[[o[0] for o in members]], None, np.random.default_rng(int(gdraw.min()))
+    members, at = np.lexsort((gdraw, kind)), np.append(0, m.cumsum())
+    tie, best, rng = gdraw[members[at[:-1]]], None, np.random.default_rng(int(gdraw.min()))
     for attempt in range(min(max(10_000 // len(first), 1), 20)):
         jitter = np.exp(rng.uniform(0, 1.4, len(first))[np.argsort(np.argsort(tie))]) if attempt else 1.
         fold, n = np.empty(len(start), int), np.zeros((n_splits, C + 1))
         for p in np.lexsort((tie, -weight[first] * jitter)):
             i = first[p]; s = slice(start[i], end[i]); cs = c[s]
-            got = _pour(n[:, cs] @ wx[s] / weight[i], m[p])
-            fold[members[p]] = np.repeat(np.arange(n_splits), got)
-            n[:, cs] += got[:, None] * x[s]
+            level = n[:, cs] @ wx[s]
+            if m[p] == 1: got = level.argmin(); n[got, cs] += x[s]
+            else: got = _pour(level / weight[i], m[p]); n[:, cs] += got[:, None] * x[s]; got = np.repeat(np.arange(n_splits), got)
+            fold[members[at[p]:at[p + 1]]] = got
         uneven = ((n - n.mean(0))**2 @ w).sum()
         if best is None or uneven < best[0] * (1 - 1e-9): best = uneven, fold
     return best[1][group]
