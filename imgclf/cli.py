@@ -233,9 +233,11 @@ def config(
     if name and (Path(name)/'config.yaml').is_file(): name = str(Path(name)/'config.yaml')
     typer.echo(make_config({}, None, name, settings).to_yaml(comments=True) + f'\n# recipes: {", ".join(list_recipes())}')
 
-def main():
-    "The program `imgclf`."
-    app(prog_name='imgclf')
+def main(
+    args:list=None, # What was typed after `imgclf`; the process's own unless given
+):
+    "The program `imgclf`; ends with `SystemExit`."
+    app(args, prog_name='imgclf')
 
 # %% ../nbs/50_cli.ipynb #d38a4a1b
 if __name__ == '__main__': main()
