@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
-from torch.nn import functional as F
 
 from ..core import InputError, batch_ids, dl_ids, nearest, raise_all, set_ids, some
 from ..losses import exchange_loss, restore_loss
@@ -88,7 +87,7 @@ class TargetTable(Callback):
         if len(absent) == len(set(ids)): problems.append(f'none of the training images is in it: they are {some(map(repr, absent), 3)}, its ids {some(map(repr, self.row_of), 3)}')
         elif absent and self.missing == 'raise': problems.append(f"no row for {len(absent)} training images: {some(absent)}; missing='keep' would keep their labels")
         raise_all(problems, 'target table')
-        self.targets = torch.from_numpy(self.probs[:, [classes.index(o) for o in vocab]])
+        self.targets = torch.from_numpy(self.probs[:, [classes.index(o) for o in vocab]]).to(getattr(dls, 'device', None))
         self.fitted = (id(dls.train.dataset), vocab)
 
     def batch_rows(self)->torch.Tensor: # int64 (B,), on the CPU
@@ -103,7 +102,7 @@ class TargetTable(Callback):
         known = rows >= 0
         soft = self.targets[rows.clamp(min=0).to(y.device, non_blocking=True)]
         if not known.all():
-            hard = F.one_hot(y, soft.shape[1]).to(soft.dtype)
+            hard = (y[:, None] == torch.arange(soft.shape[1], device=y.device)).to(soft.dtype)
             soft = torch.where(known.to(y.device, non_blocking=True)[:, None], soft, hard)
         self.learn.yb = (soft, *self.hard_yb[1:])
 
