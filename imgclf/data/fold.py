@@ -46,7 +46,7 @@ def _same_content(items, scan=None):
     if scan is not None:
         unknown = items['id'][~items['id'].isin(scan.index)]
         if len(unknown): raise InputError(f'scan has no row for {some(unknown)}; scan these items again')
-        key = scan['sha1'].reindex(items['id']).to_numpy(dtype=object)
+        key = scan.loc[~scan.index.duplicated(), 'sha1'].replace('', None).reindex(items['id']).to_numpy(dtype=object)   # '': unreadable, like no other
     elif 'path' not in items: return np.full(len(items), -1)
     else:
         paths = items['path'].to_numpy(dtype=object)
