@@ -7,7 +7,7 @@ Docs: https://imgclf.github.io/imgclf/cli.html.md"""
 # %% auto #0
 __all__ = ['app', 'Source', 'Labels', 'IdCol', 'FnCol', 'LabelCol', 'LabelCols', 'Suffix', 'LabelDelim', 'Multi', 'Recipe',
            'ConfigFile', 'Settings', 'RunDir', 'Tta', 'one_message', 'command', 'make_config', 'scan', 'summary', 'fit',
-           'new_items', 'predict', 'submit', 'report', 'demo', 'config', 'main']
+           'predict', 'submit', 'report', 'demo', 'config', 'main']
 
 # %% ../nbs/50_cli.ipynb #80aca5c1
 import errno, os, sys, warnings
@@ -149,20 +149,6 @@ def fit(
     typer.echo('\n' + summary(Experiment(c).run(out, resume=resume).run))
 
 # %% ../nbs/50_cli.ipynb #4b2fb774
-def new_items(
-    images,    # A folder of images at any depth, or one image
-    suffix='', # Taken off the ids (`config.suffix`)
-):             # DataFrame `id, path`
-    "The images to predict. Raises `InputError` where there are none, or two would get one id."
-    import pandas as pd
-    from imgclf.core import some
-    from imgclf.data.source import items_from_folder
-    path = Path(images).expanduser()
-    items = pd.DataFrame(dict(id=[path.name], path=[str(path.absolute())])) if path.is_file() else items_from_folder(path, labelled=False)
-    items['id'] = items.id.str.removesuffix(suffix)
-    if items.id.duplicated().any(): raise InputError(f'{images}: without the suffix {suffix!r}, several images have the ids {some(items.id[items.id.duplicated()])}; rename them')
-    return items
-
 @command()
 def predict(
     run: RunDir,
@@ -175,8 +161,7 @@ def predict(
     out = check_output(out, images)
     from imgclf.experiment import load_run
     from imgclf.runs import save_items
-    r = load_run(run)
-    preds = r.predict(new_items(images, r.config.suffix), tta=tta)
+    preds = load_run(run).predict(images, tta=tta)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_items(preds, out)
     typer.echo(f'{len(preds):,} images: {", ".join(f"{k} {v:,}" for k, v in preds.label.value_counts().head(8).items())}\npredictions: {out}')
@@ -196,16 +181,16 @@ def submit(
     "Predict test images and fill a sample submission by id; send it with --competition."
     from imgclf.submit import check_output, fill_submission, send_submission, write_submission
     check_output(out, sample)
-    from imgclf.experiment import load_run
+    from imgclf.experiment import images_to_items, load_run
     r = load_run(run)
-    items, rule = new_items(images, r.config.suffix), dict(suffix=r.config.suffix, positive=positive, label_delim=r.config.label_delim or ' ')
+    items, rule = images_to_items(images, r.config.suffix), dict(suffix=r.config.suffix, positive=positive, label_delim=r.config.label_delim or ' ')
     label = tuple(r.vocab[:1]) if r.info['multi'] else r.vocab[0]
-    fill_submission(items[['id']].assign(label=[label]*len(items), **{f'p_{o}': 0. for o in r.vocab}), sample, **rule)   # does it fit at all?
-    done = write_submission(r.predict(items, tta=tta), sample, out, **rule)
+    fill_submission(items[['id']].assign(label=[label]*len(items), **{f'p_{o}': 1/len(r.vocab) for o in r.vocab}), sample, **rule)   # does it fit at all?
+    done = write_submission(r.predict(images, tta=tta), sample, out, **rule)
     typer.echo(f'submission: {out} ({len(done):,} rows)')
     if competition: typer.echo(f'{competition}: {send_submission(out, competition, message)}')
 
-# %% ../nbs/50_cli.ipynb #e103f5a4
+# %% ../nbs/50_cli.ipynb #ca2aed06
 @command()
 def report(run: RunDir):
     "Write a run's report anew: scores, curves, confusion, most doubtful images."
@@ -239,5 +224,5 @@ def main(
     "The program `imgclf`; ends with `SystemExit`."
     app(args, prog_name='imgclf')
 
-# %% ../nbs/50_cli.ipynb #d38a4a1b
+# %% ../nbs/50_cli.ipynb #19af2255
 if __name__ == '__main__': main()

@@ -89,7 +89,7 @@ class Config(BaseModel):
     "Every setting of an experiment; never changes once made. Raises `InputError` that names each bad key, its value and what is allowed."
     model_config = ConfigDict(extra='forbid', frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
     # source
-    source: str|None = _f(None, 'folder of images: class folders, or the files that the table in `labels` names')
+    source: str|None = _f(None, 'folder of images: class folders, or the files that the table in `labels` names; or demo:elpv, demo:mnist5k, demo:fashion_mnist, demo:digits')
     labels: str|None = _f(None, 'CSV table with a row an image; without it the labels are the names of the folders')
     id_col: str|None = _f(None, 'column of the table that holds the ids')
     fn_col: str|None = _f(None, 'column of the table that holds the file names; id_col unless given')

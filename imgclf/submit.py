@@ -61,27 +61,34 @@ def _table(given, what):
 
 def _empty(col): return col.isna() | (col.astype(str).str.strip() == '')
 
+def _several(label, known):
+    "Several labels of one image as a tuple: from a tuple, a JSON list, or words."
+    if isinstance(label, (tuple, list)): return tuple(map(str, label))
+    if pd.isna(label): return ()
+    return (label,) if label in known else tuple(json.loads(label)) if label[:2] in ('[]', '["') else tuple(label.split())
+
 def read_preds(
     preds, # Predictions: DataFrame `id, label, confidence, p_<class>…`, or its CSV file
-)->pd.DataFrame: # The same, ids and labels as text, probabilities as numbers
+)->pd.DataFrame: # The same, ids and labels as text, probabilities as numbers; labels are tuples where probabilities do not sum to one (multi-label)
     "Check predictions. Raises `InputError` for missing columns, doubled ids, labels that no column has, or a probability that is none."
-    listed, preds = not isinstance(preds, pd.DataFrame), _table(preds, 'predictions').copy()
+    preds = _table(preds, 'predictions').copy()
     lost = [c for c in ('id', 'label') if c not in preds]
     if lost: raise InputError(f'predictions have no column {" or ".join(lost)} (columns: {some(preds.columns, 8)}); give what Run.predict returns')
     if not len(preds): raise InputError('predictions are empty')
     probs = [c for c in preds if c.startswith('p_')]
-    if listed and preds.label.str.fullmatch(r'\[("[^"]*"(, *"[^"]*")*)?\]').all(): preds['label'] = [tuple(json.loads(o)) for o in preds.label] # multi-label
+    known = [c[2:] for c in probs]
     for c in probs: preds[c] = pd.to_numeric(preds[c], errors='coerce')
     p, ids = preds[probs].to_numpy(dtype=float), preds.id.astype(str)
     bad = ~((p >= 0) & (p <= 1 + 1e-4)).all(1)
-    blank = preds.label.map(lambda o: not isinstance(o, (tuple, list)) and (pd.isna(o) or str(o).strip() == ''))
-    known = {c[2:] for c in probs}
-    odd = sorted({str(o) for label in preds.label[~blank] for o in (label if isinstance(label, (tuple, list)) else [label])} - known) if known else []
+    multi = any(isinstance(o, (tuple, list)) for o in preds.label) or bool(known) and bool((abs(p[~bad].sum(1) - 1) > .01).any())
+    if multi: preds['label'] = [_several(o, known) for o in preds.label]
+    blank = pd.Series(False, index=preds.index) if multi else _empty(preds.label)
+    odd = sorted({str(o) for label in preds.label[~blank] for o in (label if multi else [label])} - set(known)) if known else []
     raise_all([m for when, m in (
         (_empty(preds.id).any(), f'{_empty(preds.id).sum()} rows have no id, the first is row {_empty(preds.id).to_numpy().argmax() + 1}'),
         (bad.any(), f'{bad.sum()} rows have a probability that is missing or not within 0 and 1, as ids {some(ids[bad])}'),
         (blank.any(), f'{blank.sum()} rows have no label, as ids {some(ids[blank])}'),
-        (odd, f'labels without a column of probabilities: {some(odd)} (classes: {some(sorted(known), 8)})')) if when], 'predictions')
+        (odd, f'labels without a column of probabilities: {some(odd)} (classes: {some(known, 8)})')) if when], 'predictions')
     return preds.assign(id=ids)
 
 # %% ../nbs/31_submit.ipynb #65e7224f
@@ -98,16 +105,17 @@ def _fill(sample, preds, positive, label_delim):
         raise_all([f'{problems[0]}'] if len(problems) == 1 else problems,
                   f'the sample has {len(cols)} columns after {sample.columns[0]!r}, so they should be the {len(vocab)} classes ({some(vocab, 8)})' if problems else '')
         return {c: preds[f'p_{c}'].to_numpy() for c in sample.columns[1:]}
+    multi = preds.label.map(type).isin((tuple, list)).any()
     given = sample.iloc[:, 1]; given = given[~_empty(given)]
     number = pd.to_numeric(given, errors='coerce')
     real = given.map(lambda o: isinstance(o, (float, np.floating)) or (isinstance(o, str) and '.' in o))
-    if len(vocab) == 2 and len(given) and number.between(0, 1).all() and (real.any() or not given.astype(str).isin(vocab).all()):
+    if len(vocab) == 2 and len(given) and number.between(0, 1).all() and not multi and (real.any() or not given.astype(str).isin(vocab).all()):
         raise InputError(f'column {cols[0]!r} of the sample holds numbers from 0 to 1, as {given.iloc[0]}: say which class they are the probability of, '
                          f'positive={vocab[0]!r} or positive={vocab[1]!r}; or empty the column to have it filled with labels')
-    words = sorted({w for o in given.astype(str) for w in (o.split(label_delim) if preds.label.map(type).isin((tuple, list)).any() else [o])} - set(vocab)) if vocab else []
+    words = sorted({w for o in given.astype(str) for w in (o.split(label_delim) if multi else [o])} - set(vocab)) if vocab else []
     if words: raise InputError(f'column {cols[0]!r} of the sample holds {some(words)}, which is no class of the predictions{nearest(words[0], vocab)} '
                                f'(classes: {some(vocab, 8)}); if it only holds a place, empty the column')
-    return {sample.columns[1]: preds.label.map(lambda o: label_delim.join(map(str, o)) if isinstance(o, (tuple, list)) else o).to_numpy()}
+    return {sample.columns[1]: [label_delim.join(o) if multi else o for o in preds.label]}
 
 def fill_submission(
     preds,               # Predictions: DataFrame `id, label, confidence, p_<class>…`, or its CSV file
