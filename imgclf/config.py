@@ -116,6 +116,7 @@ class Config(BaseModel):
     arch: str = _f('resnet26d', 'architecture: a name of timm, torchvision, fastai or the zoo', min_length=1)
     pretrained: bool = _f(True, 'start from weights trained on another task; false from random ones')
     weights: str|None = _f(None, "pretrained weights: a local .safetensors or .pt file, 'packaged' for those of an installed package, null for the library's own")
+    head: Literal['fastai', 'plain'] = _f('fastai', "new last layers: 'fastai' two pooled kinds of feature and a hidden layer of 512, 'plain' the architecture's own pooling and one linear layer")
     # training
     schedule: Literal['fine_tune', 'one_cycle', 'flat_cos'] = _f(
         'fine_tune', "'fine_tune' trains the new head alone, then all; 'one_cycle' and 'flat_cos' train all layers from the start")
