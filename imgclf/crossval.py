@@ -46,7 +46,7 @@ def config_learner(
     dls = fold_dls(items, fold, size=c.size, presize=c.presize, method=c.method, bs=c.bs, oversample=c.oversample, aug=c.aug, stats=c.stats,
                    cache=c.cache, seed=c.seed, num_workers=c.num_workers)
     return make_learner(dls, c.arch, pretrained=c.pretrained, weights=c.weights, metrics=learner_metrics(c.metric, is_multi(items)),
-                        label_smoothing=c.label_smoothing, opt=c.opt, wd=c.wd, precision=c.precision, channels_last=c.channels_last, seed=c.seed,
+                        label_smoothing=c.label_smoothing, opt=c.opt, wd=c.wd, precision=c.precision, channels_last=c.channels_last, head=c.head, seed=c.seed,
                         cbs=[] if c.clip is None else [GradientClip(c.clip)])
 
 # %% ../nbs/41_crossval.ipynb #bd0536ff
