@@ -9,7 +9,7 @@ __all__ = ['PACKAGED', 'elpv', 'cache_dir', 'digits', 'mnist5k', 'read_idx', 'fa
            'packaged_weights', 'imagenet_model']
 
 # %% ../nbs/02_demo.ipynb #7d4a58d1
-import gzip, os, shutil, struct, tempfile, zlib
+import gzip, os, re, shutil, struct, tempfile, zlib
 from importlib import metadata, util
 from pathlib import Path
 
@@ -110,7 +110,8 @@ def fashion_mnist(
 )->pd.DataFrame: # 70,000 rows: `id`, `path`, `label` ('T-shirt', …), `split` ('train' for the first 60,000, 'test')
     "Pictures of clothes, 28×28 grey pixels, 7,000 a class. Raises `InputError` where the files are missing."
     def find(split, what):
-        found = sorted(Path(folder).glob(f'{dict(train="train", test="t10k")[split]}-{what}*.gz'))
+        names = dict(train='train', test='t(10k|est)')[split]
+        found = sorted(f for f in Path(folder).glob('*.gz') if re.match(f'{names}[-_.]{what}', f.name))
         if not found: raise InputError(f'Fashion-MNIST: no {split} {what} in {folder}; run: apt-get install dataset-fashion-mnist, or give the folder of its four .gz files')
         return found[0]
     files = [(split, find(split, 'images'), find(split, 'labels')) for split in ('train', 'test')]
