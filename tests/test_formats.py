@@ -1,5 +1,5 @@
 """A corpus of image files as people really have them: each odd but sound one equals its plain RGB twin, each broken one gives one clear error."""
-import io
+import io, os, sys
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ from PIL import Image, ImageCms
 
 from imgclf.core import InputError
 from imgclf.data.decode import ImageError, SafeImage, load_image
+from imgclf.data import scan as scan_module
 from imgclf.data.source import check_items, items_from_folder, scan_images
 
 H, W = 40, 56
@@ -185,3 +186,16 @@ def test_scan_finds_the_broken_ones_and_only_them(n_workers, tmp_path):
     assert f'{len(there)} unreadable' in str(e.value)
     with pytest.warns(UserWarning, match=f'dropped {len(there)} row'): kept = check_items(items, scan, on_bad='drop')
     assert set(kept.label) == {'sound'}
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='the fault is planted in a forked worker')
+def test_a_worker_that_dies_loses_one_file_only(tmp_path, monkeypatch):
+    (tmp_path/'a').mkdir()
+    for i in range(150): img(RGB).save(tmp_path/f'a/{i}.png')
+    items, whole, parent = items_from_folder(tmp_path), scan_module.open_image, os.getpid()
+    def deadly(src, name=None, **kw):
+        if os.getpid() != parent and name.endswith(('/7.png', '/120.png')): os._exit(139)     # as a decoder that breaks down
+        return whole(src, name, **kw)
+    monkeypatch.setattr(scan_module, 'open_image', deadly)
+    scan = scan_images(items, n_workers=2)
+    assert list(scan.index[~scan.ok]) == ['a/7.png', 'a/120.png']
+    assert scan.error['a/7.png'] == 'broken: the decoder crashed on it'

@@ -52,7 +52,7 @@ def _pool(n):
     "Processes that start at once where that is safe, and that work from a notebook: the worker's code is in this module."
     return ProcessPoolExecutor(n, mp_context=multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn'))
 
-def _scan_parallel(paths, n_workers, chunk=32):
+def _scan_parallel(paths, n_workers, chunk=32, ahead=2):
     "Yield (position, row) as they come. A worker that dies takes nothing with it but the file that killed it."
     todo = [range(i, min(i + chunk, len(paths))) for i in range(0, len(paths), chunk)][::-1]
     while todo:
@@ -60,17 +60,16 @@ def _scan_parallel(paths, n_workers, chunk=32):
         try:
             with _pool(n_workers) as pool:
                 while todo or running:
-                    while todo and len(running) < 2 * n_workers:
+                    while todo and len(running) < ahead * n_workers:
                         running[pool.submit(_scan_files, [paths[i] for i in todo[-1]])] = todo[-1]
                         todo.pop()
                     for f in wait(running, return_when=FIRST_COMPLETED).done:
                         rows = f.result()
                         yield from zip(running.pop(f), rows)
         except BrokenProcessPool:
-            for i in [i for part in running.values() for i in part]:   # one of these killed a worker: each gets a process of its own
-                try:
-                    with _pool(1) as pool: yield i, pool.submit(_scan_file, paths[i]).result()
-                except BrokenProcessPool: yield i, dict(_COLS, error='broken: the decoder crashed on it')
+            suspects = [i for part in running.values() for i in part]
+            if len(suspects) == 1: yield suspects[0], dict(_COLS, error='broken: the decoder crashed on it')
+            else: yield from ((suspects[j], row) for j, row in _scan_parallel([paths[i] for i in suspects], 1, chunk=1, ahead=1))   # one at a time shows which it was
 
 def scan_images(
     items:pd.DataFrame,       # `id`, `path`
@@ -97,7 +96,7 @@ def _hashes(items):
 
 def _near_pairs(h, d):
     "All pairs of places in `h` (distinct uint64) that differ in at most `d` bits, as two arrays; some more than once."
-    cuts, a, b = np.linspace(0, 64, d + 2).astype(int), [], []
+    cuts, a, b = np.linspace(0, 64, d + 2).astype(int), [np.empty(0, dtype=int)], [np.empty(0, dtype=int)]
     for lo, hi in zip(cuts, cuts[1:]):
         band = (h >> np.uint64(lo)) & np.uint64(2**int(hi - lo) - 1)
         order = np.argsort(band, kind='stable')
@@ -169,10 +168,11 @@ def show_scan(
     max_classes:int=6,         # Show samples of so many classes, the most frequent first
     seed:int=42,               # Draws the samples
     figsize:tuple|None=None,   # Inches
-):                             # The matplotlib figure
+):                             # The matplotlib figure: a notebook shows it, `.savefig` writes it
     "One picture of a data set: samples of each class, the class balance, the sizes."
     counts, sizes = _labels_of(items).value_counts(), _sizes_of(scan)
     rows = counts.index[:max_classes]
+    name = lambda o, width: str(o)[:width].replace('$', r'\$')   # a class may be called $5, which is no formula
     fig = plt.figure(figsize=figsize or (n + 4, max(2.6, .95 * len(rows))), layout='constrained')
     left, right = fig.subfigures(1, 2, width_ratios=(n, 4))
     sound = items[scan['ok'].reindex(items['id']).to_numpy()]
@@ -183,16 +183,19 @@ def show_scan(
         for ax in axs: ax.set(xticks=[], yticks=[]); ax.set_frame_on(False)
         for ax, i in zip(axs, at):
             im = load_image(sound['path'].iloc[i]); im.thumbnail((160, 160)); ax.imshow(im)
-        axs[0].set_title(str(label)[:30], loc='left', size=8, pad=2)
+        axs[0].set_title(name(label, 30), loc='left', size=8, pad=2)
     top, bottom = right.subplots(2, 1)
     bars = counts[:12][::-1]
-    top.barh([str(o)[:18] for o in bars.index], bars.to_numpy(), color='#4c72b0')
+    top.barh([name(o, 18) for o in bars.index], bars.to_numpy(), color='#4c72b0')
     top.set_title(f'images a class{"" if len(counts) <= 12 else f" (12 of {len(counts)})"}', size=9)
     if len(sizes) > 6:
         w, h = (sizes.index.get_level_values(i).to_numpy(dtype=float) for i in (0, 1))
-        bottom.scatter(w, h, s=8 + 200 * sizes / sizes.max(), alpha=.5, color='#dd8452', edgecolors='none'); bottom.set(xlabel='width', ylabel='height')
+        bottom.scatter(w, h, s=8 + 120 * sizes / sizes.max(), alpha=.5, color='#dd8452', edgecolors='none'); bottom.set(xlabel='width', ylabel='height')
     else:
         bottom.barh([f'{w}x{h}' for w, h in sizes.index[::-1]], sizes.to_numpy()[::-1], color='#dd8452')
     bottom.set_title(f'{len(sizes)} size{"s" * int(len(sizes) != 1)}' + (f', {(~scan.ok).sum()} unreadable' if not scan.ok.all() else ''), size=9)
-    for ax in (top, bottom): ax.tick_params(labelsize=7); ax.xaxis.label.set_size(8); ax.yaxis.label.set_size(8); ax.spines[['top', 'right']].set_visible(False)
+    for ax in (top, bottom):
+        if len(ax.patches) == 1: ax.set_ylim(-1, 1)
+        ax.tick_params(labelsize=7); ax.xaxis.label.set_size(8); ax.yaxis.label.set_size(8); ax.spines[['top', 'right']].set_visible(False)
+    plt.close(fig)   # else a notebook shows it twice, and a long session keeps it
     return fig

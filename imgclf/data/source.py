@@ -95,8 +95,8 @@ def _find_bad(items, scan=None, told=False, hint=''):
     if 'label' in items:
         empty = items['label'].map(_empty).astype(bool)
         yield 'with an empty label', empty, None, True
-        kind = tuple if is_multi(items) else str
-        yield f'whose label is not a {kind.__name__}', ~empty & items['label'].map(lambda o: not isinstance(o, kind)).astype(bool), items['label'], False
+        kind, name = (tuple, 'a tuple of names, as others are') if is_multi(items) else (str, 'text')
+        yield f'whose label is not {name}', ~empty & items['label'].map(lambda o: not isinstance(o, kind)).astype(bool), items['label'], False
     if scan is not None:
         errors = items['id'].map(scan['error'][~scan.index.duplicated()])
         if errors[named].isna().any(): raise InputError('this scan does not belong to these items; run scan_images(items) again')
@@ -116,6 +116,7 @@ def _settle(items, bad, on_bad, what, more=()):
     try: raise_all([*problems, *more], what)
     except InputError as e: raise InputError(f'{e}{remedy}') from None
     if drop.any(): warnings.warn(f'dropped {drop.sum()} row{"s" * int(drop.sum() > 1)} of {len(items)}: {", ".join(gone)}', stacklevel=3)
+    if drop.all(): raise InputError(f'{what}: no sound row is left')
     return items[~drop].reset_index(drop=True)
 
 def check_items(
@@ -136,18 +137,19 @@ def check_items(
         if (counts < n_splits).any():
             few = [f'classes with fewer rows than the {n_splits} folds: ' + some([f'{k} ({v})' for k, v in counts[counts < n_splits].items()]) + '; collect more, merge classes, or take fewer folds']
         if len(counts) < 2: few.append(f'only {len(counts)} class: there is nothing to tell apart')
-    good = _settle(items, bad, on_bad, 'items', few)
-    if not len(good): raise InputError('items: no sound row is left')
-    return good
+    return _settle(items, bad, on_bad, 'items', few)
 
 # %% ../../nbs/data/01_source.ipynb #78c45163
 def _read_table(df, text_cols):
     "A DataFrame as it is; a CSV or TSV file with `text_cols` as text, exactly as written."
     if isinstance(df, pd.DataFrame): return df.reset_index(drop=True)
-    path = Path(df)
-    if not path.is_file(): raise InputError(f'{path}: no such table{_near_path(Path(os.path.abspath(path)))}')
-    try: return pd.read_csv(path, sep='\t' if path.suffix == '.tsv' else ',', encoding='utf-8-sig', converters={o: str for o in text_cols})
-    except (ValueError, pd.errors.ParserError) as e: raise InputError(f'{path} is not readable as CSV in UTF-8 ({e}); save it anew as such') from None
+    if not isinstance(df, (str, Path)): raise InputError(f'a {type(df).__name__} is no table; give a DataFrame or the path of a CSV file')
+    path = Path(os.path.abspath(df))
+    if path.is_dir(): raise InputError(f'{path} is a folder, not a table')
+    if not path.exists(): raise InputError(f'{path}: no such table{_near_path(path)}')
+    read = lambda **kw: pd.read_csv(path, sep='\t' if path.suffix == '.tsv' else ',', encoding='utf-8-sig', **kw)
+    try: return read().assign(**read(usecols=lambda o: o in text_cols, dtype=str, keep_default_na=False))
+    except ValueError as e: raise InputError(f'{path} is not readable as CSV in UTF-8 ({e}); save it anew as such') from None
 
 def _text(col):
     "A column as text: whole floats (integers beside gaps) without their point, nothing as None, the rest as written."
@@ -193,12 +195,13 @@ def items_from_df(
     what, fn_col, folder = 'the table' if isinstance(df, pd.DataFrame) else str(df), fn_col or id_col, _folder(folder)
     df = _read_table(df, {o for o in (id_col, fn_col, label_col) if o})
     asked = dict.fromkeys(o for o in (id_col, fn_col, label_col, *label_cols) if o)
-    raise_all([f'no column {o!r}{nearest(o, df.columns)} It has {some(df.columns, 12)}.' for o in asked if o not in df.columns], what)
+    raise_all([f'no column {o!r}{nearest(o, df.columns)}' for o in asked if o not in df.columns], f'{what} (columns: {some(df.columns, 12)})')
+    raise_all([f'there are several columns {o!r}' for o in asked if list(df.columns).count(o) > 1], what)
     if not len(df): raise InputError(f'{what} has no rows')
     labels, bad = _labels(df, label_col, label_cols, label_delim, multi)
     if multi and labels is not None and not any(isinstance(o, tuple) for o in labels): raise InputError(f"multi=True: say what separates the labels in {label_col!r}, e.g. label_delim=' '")
     names = _text(df[fn_col])
-    paths = [str(p) if o is not None and (p := inside(folder, o + suffix)) else None for o in names]
+    paths = [str(p) if o is not None and (p := inside(folder, o.removeprefix(f'{folder}/') + suffix)) else None for o in names]
     items = pd.DataFrame(dict(id=_text(df[id_col]), path=pd.Series(paths, dtype=object)))
     if labels is not None: items['label'] = pd.Series(labels, dtype=object)
     rest = df.drop(columns=list(asked))
