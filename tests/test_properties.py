@@ -1,0 +1,96 @@
+"Properties that hold for any table: folds partition the rows and never cut a group, sampling keeps what it must keep."
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings, strategies as st
+from sklearn.model_selection import StratifiedKFold
+
+from imgclf.core import InputError
+from imgclf.data.fold import make_folds, split_fold
+from imgclf.data.sample import class_weights, one_vs_rest, oversample, undersample
+
+fast = settings(max_examples=60, deadline=None, derandomize=True)
+
+@st.composite
+def tables(draw, groups=False, multi=False):
+    "(items, n_splits): any class mix with enough rows and groups for the folds."
+    n_splits, classes = draw(st.integers(2, 5)), 'abcde'[:draw(st.integers(1, 5))]
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    label = np.concatenate([np.repeat(list(classes), n_splits), rng.choice(list(classes), draw(st.integers(0, 150)))])
+    items = pd.DataFrame(dict(id=rng.permutation(10**4)[:len(label)].astype(str), label=rng.permutation(label)))
+    if multi: items['label'] = [tuple(sorted({o, *rng.choice(list(classes), rng.integers(0, 3))})) for o in items.label]
+    if groups: items['site'] = np.concatenate([np.arange(n_splits), rng.integers(0, draw(st.integers(n_splits, 60)), len(items) - n_splits)])
+    return items, n_splits
+
+def folds_of(items, n_splits, **kw):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return make_folds(items, n_splits, **kw)
+
+@fast
+@given(tables(), st.integers(0, 99))
+def test_folds_are_as_even_as_can_be(table, seed):
+    items, k = table
+    out = make_folds(items, k, seed=seed)
+    n = pd.crosstab(out.label, out.fold).reindex(columns=range(k), fill_value=0)
+    assert (n.max(axis=1) - n.min(axis=1)).max() <= 1 and n.sum().max() - n.sum().min() <= 1
+    theirs = [len(v) for _, v in StratifiedKFold(k, shuffle=True, random_state=seed).split(items, items.label)]
+    assert n.sum().max() - n.sum().min() <= max(theirs) - min(theirs)
+    pd.testing.assert_frame_equal(out[items.columns], items)
+
+@fast
+@given(tables(groups=True), st.integers(0, 99), st.booleans())
+def test_groups_are_never_cut_and_order_does_not_matter(table, seed, multi):
+    items, k = table
+    if multi: items = items.assign(label=[(o,) if i % 2 else (o, 'z') for i, o in enumerate(items.label)])
+    try: out = folds_of(items, k, group_col='site', seed=seed)
+    except InputError as e:
+        assert multi and 'z' in str(e)
+        return
+    assert (out.groupby('site').fold.nunique() == 1).all() and set(out.fold) <= set(range(k))
+    other = folds_of(items.sample(frac=1, random_state=seed), k, group_col='site', seed=seed)
+    assert (other.fold.sort_index() == out.fold).all()
+    for f in sorted(set(out.fold)):
+        train, valid = split_fold(out, f)
+        assert not set(train.id) & set(valid.id) and not set(train.site) & set(valid.site) and len(train) + len(valid) == len(items)
+        assert train.attrs['fold'] == valid.attrs['fold'] == f
+
+@fast
+@given(tables(multi=True))
+def test_several_labels(table):
+    items, k = table
+    out = make_folds(items, k)
+    assert set(out.fold) == set(range(k))
+    assert out.fold.tolist() == make_folds(items[::-1], k).fold[::-1].tolist()
+
+@fast
+@given(tables(), st.floats(1, 6), st.integers(0, 99))
+def test_sampling_keeps_what_it_must(table, k, seed):
+    items, n_splits = table
+    train, valid = split_fold(make_folds(items, n_splits), 0)
+    n, rare = train.label.value_counts(), train.label.value_counts().index[-1]
+    more = oversample(train, {rare: k}, seed=seed)
+    m = more.label.value_counts()
+    assert m[rare] == round(k * n[rare]) and m.drop(rare).to_dict() == n.drop(rare).to_dict() and set(more.id) == set(train.id)
+    assert more.id.tolist() == oversample(train[::-1], {rare: k}, seed=seed).id.tolist()
+    assert more[more.label == rare].id.value_counts().pipe(lambda o: o.max() - o.min()) <= 1
+    assert oversample(train, 'balance').label.value_counts().nunique() == 1
+    assert undersample(train, seed=seed).label.value_counts().nunique() == 1 and undersample(train, seed=seed).id.is_unique
+    assert np.isclose(train.label.map(class_weights(train)).sum(), len(train))
+    for f in (oversample, undersample):
+        with pytest.raises(InputError, match='held-out fold 0'): f(pd.concat([train, valid]), {rare: 1})
+
+@fast
+@given(tables(), st.floats(.01, 1), st.integers(0, 99))
+def test_one_vs_rest_keeps_every_class_of_the_rest(table, take, seed):
+    items, _ = table
+    label = items.label.iloc[0]
+    if items.label.nunique() == 1:
+        with pytest.raises(InputError, match='no rest'): one_vs_rest(items, label, take, seed)
+        return
+    out = one_vs_rest(items, label, take, seed)
+    was, n = items.label[out.index], items.label.value_counts()
+    assert (out.label == label).sum() == n[label] and set(was) == set(items.label)
+    for o, m in was[was != label].value_counts().items(): assert abs(m - take * n[o]) <= 1
