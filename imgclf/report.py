@@ -23,7 +23,7 @@ from sklearn.metrics import classification_report, confusion_matrix, multilabel_
 
 from .core import InputError, atomic_path, write_text
 from .data.decode import ImageError, load_image
-from .metrics import greater_is_better
+from .metrics import greater_is_better, metric_name
 from .runs import Run
 
 # %% ../nbs/43_report.ipynb #b3ffe318
@@ -106,8 +106,6 @@ def plot_confusion(
 # %% ../nbs/43_report.ipynb #ab91b232
 _NOT_METRICS = {'fold', 'epoch', 'phase', 'train_loss', 'valid_loss', 'lr', 'seconds'}
 
-def _metric_name(run): return run.config.metric if isinstance(run.config.metric, str) else getattr(run.config.metric, '__name__', 'score')
-
 def _draw(ax, table, column, colour, label):
     "A thin line a fold and their mean, where there are values."
     rows = table.assign(**{column: pd.to_numeric(table[column], errors='coerce').replace([np.inf, -np.inf], np.nan)}).dropna(subset=[column])
@@ -122,7 +120,7 @@ def plot_losses(
     run:Run, # A run, finished or not
 )->Figure:   # One panel, or two where `metrics.csv` has a metric
     "Training and validation loss per epoch, a thin line a fold and their mean; beside it the metric; phases marked."
-    table, name = run.metrics, _metric_name(run)
+    table, name = run.metrics, metric_name(run.config.metric)
     others = [c for c in table if c not in _NOT_METRICS]
     panels = [('loss', {c: label for c, label in dict(train_loss='training', valid_loss='validation').items() if c in table})]
     if others: panels.append((name.replace('_', ' '), {name if name in others else others[0]: None}))
@@ -194,15 +192,15 @@ def _number(value, percent, digits=None): return f'{100*value:.{1 if digits is N
 
 def _score_table(run, scores):
     "Scores as text, accuracy in percent."
-    percent = _metric_name(run) == 'accuracy'
+    percent = metric_name(run.config.metric) == 'accuracy'
     table = pd.DataFrame({'images': scores['images'].map('{:,}'.format)})
     for c in ('score', 'low', 'high'):
         text = scores[c].map(lambda v: '' if pd.isna(v) else _number(v, percent, 2 if percent else 4))
-        table[{'score': _metric_name(run).replace('_', ' ') + ' %'*percent, 'low': '95 % from', 'high': 'to'}[c]] = text
+        table[{'score': metric_name(run.config.metric).replace('_', ' ') + ' %'*percent, 'low': '95 % from', 'high': 'to'}[c]] = text
     return table
 
 def _sentence(run, scores, reference):
-    name, last = _metric_name(run), scores.loc['pooled']
+    name, last = metric_name(run.config.metric), scores.loc['pooled']
     percent = name == 'accuracy'
     num, unit = (lambda v: _number(v, percent)), ' %'*percent
     text = f'Out-of-fold {name.replace("_", " ")} {num(last.score)}{unit}'
@@ -219,7 +217,7 @@ def _check_reference(run, reference):
     if reference is None: return
     if not (isinstance(reference, (tuple, list)) and len(reference) == 2 and isinstance(reference[0], (int, float))):
         raise InputError(f"reference={reference!r}: give (value, text), as (.8842, 'published (Deitsch et al.)')")
-    if _metric_name(run) == 'accuracy' and not 0 <= reference[0] <= 1:
+    if metric_name(run.config.metric) == 'accuracy' and not 0 <= reference[0] <= 1:
         raise InputError(f'reference={reference!r}: an accuracy is between 0 and 1; {reference[0]/100:.4g} if you meant percent')
 
 def summary(
@@ -244,7 +242,7 @@ h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(-
 .dim, figcaption, caption { color: var(--dim); font-size: .9rem; } .lead { font-size: 1.2rem; }
 .wide { overflow-x: auto; } .wide img { border-radius: 4px; background: #fff; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; } caption { text-align: left; }
-td, th { padding: .15rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: pre-wrap; max-width: 24rem; overflow-wrap: anywhere; } tbody th { text-align: left; font-weight: normal; }
+td, th { padding: .15rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: pre-wrap; max-width: 24rem; overflow-wrap: break-word; } tbody th { text-align: left; font-weight: normal; }
 .pooled th, .pooled td { font-weight: bold; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; } figure { margin: 0; overflow-wrap: anywhere; }
 .tiles img, .none { width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--soft); border-radius: 4px; } .tiny { image-rendering: pixelated; }
