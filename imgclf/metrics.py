@@ -40,7 +40,8 @@ def _roc_auc(targs, probs, multi, vocab):
     C = probs.shape[1]
     has = targs if multi else np.eye(C)[_hard(targs)]
     lacks = [vocab[i] for i in range(C) if has[:, i].min() == has[:, i].max()]
-    if lacks: raise InputError(f'roc_auc is undefined: among these {len(targs)} targets, {some(lacks)} is in none or in all; take more images, stratified folds or another metric')
+    if lacks:
+        raise InputError(f'roc_auc is undefined: among these {len(targs)} targets, {some(lacks)} is in none or in all; take more images or another metric')
     if multi: return roc_auc_score(targs, probs, average='macro')
     return roc_auc_score(_hard(targs), probs[:, 1]) if C == 2 else roc_auc_score(_hard(targs), probs, multi_class='ovr', average='macro', labels=range(C))
 
@@ -59,14 +60,17 @@ METRICS = dict(accuracy=(_accuracy, True), error_rate=(_error_rate, False), macr
 def _find(metric):
     "The name of a metric, or the user's function."
     if callable(metric): return metric
-    if metric not in METRICS: raise InputError(f'unknown metric {metric!r}{nearest(metric, METRICS)}; there are {", ".join(METRICS)}, or give a function(targs, probs)')
+    if metric not in METRICS:
+        raise InputError(f'unknown metric {metric!r}{nearest(metric, METRICS)}; there are {", ".join(METRICS)}, or give a function(targs, probs)')
     return metric
 
 def metric_name(
     metric, # A name, or a function
 )->str:     # How it is called in tables
     "The name of a metric, as in the epoch table."
-    return _find(metric) if isinstance(metric, str) else getattr(metric, '__name__', None) or getattr(getattr(metric, 'func', metric), '__name__', type(metric).__name__)
+    if isinstance(metric, str): return _find(metric)
+    inner = getattr(metric, 'func', metric)              # of functools.partial
+    return getattr(inner, '__name__', type(inner).__name__)
 
 def greater_is_better(
     metric, # A name; or a function, with an attribute `greater_is_better = False` where less is better
@@ -77,35 +81,52 @@ def greater_is_better(
 # %% ../nbs/11_metrics.ipynb #a5d6e364
 def _array(o): return np.asarray(o.detach().cpu().float() if isinstance(o, torch.Tensor) else o)
 
-def _check(probs, targs, vocab=None, multi=None):
-    "Probabilities (N, C) and targets as float64 and int or soft arrays, whether the task is multi-label, and the vocab."
-    probs, targs = _array(probs).astype(np.float64), _array(targs)
-    if probs.ndim != 2 or probs.shape[1] < 1: raise InputError(f'probs has shape {probs.shape}; give (N, C), a column a class, also for two classes')
-    N, C = probs.shape
-    if not N: raise InputError('there are no predictions to score')
-    if len(targs) != N: raise InputError(f'{N} rows of probs, but {len(targs)} targets: they must be the same images, in the same order')
-    if vocab is not None and len(vocab) != C: raise InputError(f'probs has {C} columns, but the vocab has {len(vocab)} classes: {some(vocab)}')
-    if not np.isfinite(probs).all(): raise InputError(f'probs has NaN or infinite values in {(~np.isfinite(probs).all(1)).sum()} of {N} rows, the first in row {(~np.isfinite(probs).all(1)).argmax()}: are all folds finished?')
-    if probs.min() < -1e-6 or probs.max() > 1 + 1e-3: raise InputError(f'probs goes from {probs.min():.3g} to {probs.max():.3g}, which are no probabilities: are these logits? Use softmax (or sigmoid, for several labels) first')
-    sums = probs.sum(1)
-    if multi is None: multi = targs.ndim == 2 and bool((abs(sums - 1) > .01).any())
-    if not multi:
-        if C < 2: raise InputError('probs has one column; give one for each class, also for two classes')
-        if (off := abs(sums - 1) > .01).any(): raise InputError(f'row {off.argmax()} of probs sums to {sums[off.argmax()]:.3g}, not 1: are these logits, or is the task multi-label (targets (N, C), multi=True)?')
-        probs = probs / sums[:, None]
-    if targs.ndim == 1 and targs.dtype.kind in 'OUST':
-        if vocab is None: raise InputError(f'targets are names ({some(targs, 2)}); give vocab too')
-        at = {o: i for i, o in enumerate(vocab)}
-        if strange := sorted({str(o) for o in targs if o not in at}): raise InputError(f'targets that are not in the vocab: {some(strange)}; classes are {some(vocab, 20)}')
-        targs = np.array([at[o] for o in targs])
-    if targs.ndim == 2 and targs.shape != probs.shape: raise InputError(f'targets have shape {targs.shape}, probs {probs.shape}')
-    if targs.ndim not in (1, 2) or multi and targs.ndim == 1: raise InputError(f'targets have shape {targs.shape}; give {"0/1 (N, C)" if multi else "class numbers (N,) or probabilities (N, C)"}')
+def _check_probs(probs):
+    "Refuse what cannot be probabilities (N, C)."
+    if probs.ndim != 2: raise InputError(f'probs has shape {probs.shape}; give (N, C), a column a class, also for two classes')
+    if not len(probs): raise InputError('there are no predictions to score')
+    if (bad := ~np.isfinite(probs).all(1)).any():
+        raise InputError(f'probs has NaN or infinite values in {bad.sum()} of {len(probs)} rows, the first in row {bad.argmax()}: are all folds finished?')
+    if probs.min() < -1e-6 or probs.max() > 1.001:
+        raise InputError(f'probs goes from {probs.min():.3g} to {probs.max():.3g}: are these logits? Use softmax (or sigmoid, for several labels) first')
+
+def _numbers(targs, vocab):
+    "Class names to class numbers."
+    if vocab is None: raise InputError(f'targets are names ({some(targs, 2)}); give vocab too')
+    at = {o: i for i, o in enumerate(vocab)}
+    strange = sorted({str(o) for o in targs if o not in at})
+    if strange: raise InputError(f'targets that are not in the vocab: {some(strange)}; classes are {some(vocab, 20)}')
+    return np.array([at[o] for o in targs])
+
+def _check_targs(targs, shape, multi):
+    "Refuse targets that do not fit probabilities of this shape."
+    if targs.shape != shape and (multi or targs.shape != shape[:1]):
+        fit = '0/1 (N, C)' if multi else 'class numbers (N,) or probabilities (N, C)'
+        raise InputError(f'targets have shape {targs.shape}, probs {shape}; give {fit}')
     if not np.isfinite(targs.astype(float)).all(): raise InputError('targets have NaN or infinite values')
     if multi and not np.isin(targs, (0, 1)).all(): raise InputError('targets of a multi-label task must be 0 or 1')
-    if targs.ndim == 2 and not multi and (targs.min() < 0 or (abs(targs.sum(1) - 1) > .01).any()): raise InputError('soft targets must be probabilities: a row is negative or does not sum to 1')
-    if targs.ndim == 1 and ((targs % 1 != 0) | (targs < 0) | (targs >= C)).any(): raise InputError(f'class numbers go from 0 to {C - 1}; targets have {some(np.unique(targs[(targs % 1 != 0) | (targs < 0) | (targs >= C)]))}')
-    targs = targs.astype(int) if multi or targs.ndim == 1 else targs.astype(np.float64)
-    return probs, targs, multi, [f'class {i}' for i in range(C)] if vocab is None else list(vocab)
+    if not multi and targs.ndim == 2 and (targs.min() < 0 or (abs(targs.sum(1) - 1) > .01).any()):
+        raise InputError('soft targets must be probabilities: a row is negative or does not sum to 1')
+    if targs.ndim == 1 and (bad := ~np.isin(targs, np.arange(shape[1]))).any():
+        raise InputError(f'class numbers go from 0 to {shape[1] - 1}; targets have {some(np.unique(targs[bad]))}')
+
+def _check(probs, targs, vocab=None, multi=None):
+    "Probabilities (N, C), targets, whether an image may have several labels, and the classes' names."
+    probs, targs = _array(probs).astype(np.float64), _array(targs)
+    _check_probs(probs)
+    N, C = probs.shape
+    if len(targs) != N: raise InputError(f'{N} rows of probs, but {len(targs)} targets: they must be the same images, in the same order')
+    if vocab is not None and len(vocab) != C: raise InputError(f'probs has {C} columns, but the vocab has {len(vocab)} classes: {some(vocab)}')
+    sums = probs.sum(1)
+    off = abs(sums - 1) > .01
+    if multi is None: multi = targs.ndim == 2 and bool(off.any())
+    if not multi:
+        if C < 2: raise InputError('probs has one column; give one for each class, also for two classes')
+        if off.any(): raise InputError(f'row {off.argmax()} of probs sums to {sums[off.argmax()]:.3g}, not 1: are these logits, or has an image several labels (multi=True)?')
+        probs = probs / sums[:, None]
+    if targs.ndim == 1 and targs.dtype.kind in 'OUST': targs = _numbers(targs, vocab)
+    _check_targs(targs, probs.shape, multi)
+    return probs, targs if targs.ndim == 2 and not multi else targs.astype(int), multi, [f'class {i}' for i in range(C)] if vocab is None else list(vocab)
 
 def _value(metric, probs, targs, multi, vocab):
     value = METRICS[metric][0](targs, probs, multi, vocab) if isinstance(metric, str) else metric(targs, probs)
@@ -192,6 +213,7 @@ def bootstrap_interval(
         at = rng.integers(0, len(probs), len(probs))
         try: values.append(_value(metric, probs[at], targs[at], multi, vocab))
         except InputError: values.append(np.nan)
-    if (share := np.isnan(values).mean()) > .1: raise InputError(f'{metric_name(metric)} is undefined in {share:.0%} of the draws: {len(probs)} images are too few for an interval')
+    if (share := np.isnan(values).mean()) > .1:
+        raise InputError(f'{metric_name(metric)} is undefined in {share:.0%} of the draws: {len(probs)} images are too few for an interval')
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

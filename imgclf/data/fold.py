@@ -100,8 +100,11 @@ def _deal(
         for p in np.lexsort((tie, -weight[first] * jitter)):
             i = first[p]; s = slice(start[i], end[i]); cs = c[s]
             level = n[:, cs] @ wx[s]
-            if m[p] == 1: got = level.argmin(); n[got, cs] += x[s]
-            else: got = _pour(level / weight[i], m[p]); n[:, cs] += got[:, None] * x[s]; got = np.repeat(np.arange(n_splits), got)
+            if m[p] == 1:
+                got = level.argmin(); n[got, cs] += x[s]
+            else:
+                got = _pour(level / weight[i], m[p]); n[:, cs] += got[:, None] * x[s]
+                got = np.repeat(np.arange(n_splits), got)
             fold[members[at[p]:at[p + 1]]] = got
         uneven = ((n - n.mean(0))**2 @ w).sum()
         if best is None or uneven < best[0] * (1 - 1e-9): best = uneven, fold
@@ -111,7 +114,8 @@ def _deal(
 def _labels(items):
     "Row and class of each label, and the classes' names; a row of a multi-label task gives as many as it has."
     label, several = items['label'], items['label'].map(lambda o: isinstance(o, (tuple, list, set, frozenset)))
-    if several.any() and not several.all(): raise InputError(f'most rows have several labels, but these have a bare one: {some(items["id"][~several])}; write it as a tuple, (label,)')
+    if several.any() and not several.all():
+        raise InputError(f'most rows have several labels, but these have a bare one: {some(items["id"][~several])}; write it as a tuple, (label,)')
     label = [set(o) for o in label] if several.any() else label
     cls, names = pd.factorize(np.array([str(o) for l in label for o in sorted(l)], dtype=object) if several.any() else label.astype(str), sort=True)
     return np.repeat(np.arange(len(label)), [len(o) for o in label]) if several.any() else np.arange(len(label)), cls, names
@@ -149,17 +153,21 @@ def _kept(items, group):
     "The folds that are there, as integers, if they cut no group."
     fold = pd.to_numeric(items['fold'], errors='coerce')
     wrong = fold.isna() | (fold < 0) | (fold % 1 != 0)
-    if wrong.any(): raise InputError(f"existing='keep': the fold of {some(items['id'][wrong])} is not a whole number from 0 up; mend it, or make new folds with existing='replace'")
+    if wrong.any():
+        raise InputError(f"existing='keep': the fold of {some(items['id'][wrong])} is not a whole number from 0 up; mend it, or make new folds with existing='replace'")
     if fold.nunique() < 2: raise InputError(f"existing='keep': every row is in fold {fold.iloc[0]:g}; make new folds with existing='replace'")
     cut = fold.groupby(group).transform('nunique') > 1
-    if cut.any(): raise InputError(f"existing='keep': these rows belong together (same group or same content), but their folds differ: {some(items['id'][cut.to_numpy()])}; make new folds with existing='replace'")
+    if cut.any():
+        raise InputError(f"existing='keep': these rows belong together (same group or content), but their folds differ: {some(items['id'][cut.to_numpy()])}; "
+                         "make new folds with existing='replace'")
     return fold.to_numpy().astype(int)
 
 def _conflicts(items, content):
     "Warn of copies with different labels: one of them must be wrong."
     twin = items[content >= 0]
     clash = twin['label'].astype(str).groupby(content[content >= 0]).transform('nunique') > 1
-    if clash.any(): warnings.warn(f'the same image has different labels: {some(twin["id"][clash.to_numpy()])}; look at them, they stay together in one fold', stacklevel=3)
+    if clash.any():
+        warnings.warn(f'the same image has different labels: {some(twin["id"][clash.to_numpy()])}; look at them, they stay together in one fold', stacklevel=3)
 
 # %% ../../nbs/data/02_fold.ipynb #ab308911
 def make_folds(
@@ -189,13 +197,14 @@ def make_folds(
         parts.append(_same_content(items, scan))
         _conflicts(items, parts[-1])
     if duplicates == 'near':
-        from imgclf.data.source import find_duplicates
+        from imgclf.data.scan import find_duplicates
         parts.append(pd.factorize(find_duplicates(items, max_distance, scan=scan).reindex(items['id']))[0])
     group = _join(parts, len(items))
     grouped = group.max() + 1 < len(items)
     if keep: fold = _kept(items, group)
     else:
-        if group.max() + 1 < n_splits: raise InputError(f'{n_splits} folds need {n_splits} groups, but the rows form only {group.max() + 1}; use fewer folds or a finer group_col')
+        if group.max() + 1 < n_splits:
+            raise InputError(f'{n_splits} folds need {n_splits} groups, but the rows form only {group.max() + 1}; use fewer folds or a finer group_col')
         draw = hash_key(seed, 'fold', pd.util.hash_array(items['id'].to_numpy(dtype=object), categorize=False))
         one_each = np.array_equal(row, np.arange(len(items)))
         if grouped:
@@ -217,14 +226,16 @@ def split_fold(
     "Training and validation rows. Raises `InputError` where there is no such fold, or an id, a path or a `fold_group` is on both sides."
     if 'fold' not in items: raise InputError("items has no column 'fold'; call make_folds first")
     folds = sorted(items['fold'].dropna().unique())
-    if items['fold'].isna().any(): raise InputError(f"{items['fold'].isna().sum()} rows have no fold: {some(items['id'][items['fold'].isna()])}; call make_folds(..., existing='replace')")
+    if (no := items['fold'].isna()).any(): raise InputError(f"{no.sum()} rows have no fold: {some(items['id'][no])}; call make_folds(..., existing='replace')")
     if isinstance(fold, bool) or not np.isscalar(fold) or fold not in folds: raise InputError(f'fold={fold!r}: no row is in it; there are {some(folds, 20)}')
     if len(folds) < 2: raise InputError(f'every row is in fold {fold}, so none is left to train on')
     held = items['fold'] == fold
     bad = []
     for col, what in (('id', 'the same id'), ('path', 'the same file'), ('fold_group', 'rows that belong together')):
         if col not in items: continue
-        if items[col].isna().any(): bad.append(f'{items[col].isna().sum()} rows have no {col}, so they cannot be told apart: were they added after make_folds?'); continue
+        if items[col].isna().any():
+            bad.append(f'{items[col].isna().sum()} rows have no {col}, so they cannot be told apart: were they added after make_folds?')
+            continue
         if col != 'fold_group' and items[col].is_unique: continue
         both = held & items[col].isin(items.loc[~held, col])
         if both.any(): bad.append(f'{what} on both sides of fold {fold} ({col}): {some(items.loc[both, col].unique())}')

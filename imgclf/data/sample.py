@@ -30,11 +30,14 @@ def _check_train(train, fold, what):
     if fold is None: fold = train.attrs.get('fold')
     if fold is not None:
         held = train['fold'] == fold
-        if held.any(): raise InputError(f'{what}: {held.sum()} rows of the held-out fold {fold} are among the training rows: {some(train.loc[held, "id"])}; take train from train, valid = split_fold(items, {fold})')
-    elif train['fold'].nunique() > 1:
-        if train['fold'].nunique() == train.attrs.get('n_splits'):
-            raise InputError(f'{what}: all {train["fold"].nunique()} folds are among these rows, so copies would cross into validation; take train from split_fold(items, fold)')
-        if 'n_splits' not in train.attrs: warnings.warn(f'{what}: these rows do not say which fold is held out; give fold=..., or take train from split_fold', stacklevel=3)
+        if held.any():
+            raise InputError(f'{what}: {held.sum()} rows of the held-out fold {fold} are among the training rows: {some(train.loc[held, "id"])}; '
+                             f'take train from train, valid = split_fold(items, {fold})')
+    elif (n := train['fold'].nunique()) > 1:
+        if n == train.attrs.get('n_splits'):
+            raise InputError(f'{what}: all {n} folds are among these rows, so copies would cross into validation; take train from split_fold(items, fold)')
+        if 'n_splits' not in train.attrs:
+            warnings.warn(f'{what}: these rows do not say which fold is held out; give fold=..., or take train from split_fold', stacklevel=3)
 
 def _draw(rows, seed, what):
     "A random number a row, from its id: the draw does not depend on how the rows are sorted. Copies of a row count on."
@@ -111,7 +114,8 @@ def class_weights(
 )->pd.Series:           # Weight by class, mean 1 over rows; `torch.tensor(w.to_numpy())` for a loss
     "Weights that let each class count the same. Raises `InputError` for rows of the held-out fold, or a class that no training row has."
     _check_train(train, fold, 'class_weights')
-    if _is_multi(train): raise InputError('class_weights: rows have several labels; weigh each label by its own rate of absence to presence (pos_weight of BCEWithLogitsLoss)')
+    if _is_multi(train):
+        raise InputError('class_weights: rows have several labels; weigh each label by its own rate of absence to presence (pos_weight of BCEWithLogitsLoss)')
     labels = sorted(train['label'].unique())
     vocab = labels if vocab is None else list(vocab)
     raise_all(_known(vocab, labels, 'class_weights') + [f'class_weights: label {o!r} is not in the vocab: {some(vocab, 20)}' for o in labels if o not in vocab])
@@ -129,7 +133,8 @@ def one_vs_rest(
 )->pd.DataFrame:        # Rows labelled `label` or `rest`, in their order
     "A two-class task: one class against a share of the others. Raises `InputError` for a label that no row has or a share out of range."
     raise_all([f'one_vs_rest: items has no column {o!r}' for o in ('id', 'label') if o not in items])
-    if isinstance(take, bool) or not isinstance(take, (int, float, np.number)) or not 0 < take <= 1: raise InputError(f'one_vs_rest: take={take!r}: give a share above 0 and at most 1')
+    if isinstance(take, bool) or not isinstance(take, (int, float, np.number)) or not 0 < take <= 1:
+        raise InputError(f'one_vs_rest: take={take!r}: give a share above 0 and at most 1')
     if not len(items): raise InputError('one_vs_rest: items has no rows')
     multi = _is_multi(items)
     labels = sorted(items['label'].explode().dropna().unique()) if multi else sorted(items['label'].unique())
