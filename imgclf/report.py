@@ -62,7 +62,7 @@ def confused_pairs(
     "The confusions that cost most: with a hundred classes, what one would search the matrix for."
     if run.info['multi']: raise InputError(f'{run.path.name}: its images have several labels, which are not confused in pairs; see confusion(run)')
     counts = confusion(run)
-    pairs = counts.stack().rename('images').reset_index()
+    pairs = counts.melt(value_name='images', ignore_index=False).reset_index()   # given, predicted, images
     pairs['share'] = pairs.images / pairs.given.map(counts.sum(axis=1))
     return pairs[(pairs.given != pairs.predicted) & (pairs.images > 0)].sort_values('images', ascending=False, kind='stable').head(n).reset_index(drop=True)
 
@@ -82,7 +82,7 @@ def plot_confusion(
     if run.info['multi']: whole = np.repeat(np.stack([px[:, :2].sum(1), px[:, 2:].sum(1)], axis=1), 2, axis=1)
     else: whole = px.sum(1, keepdims=True)
     share = px / np.maximum(whole, 1)
-    cell = min(np.clip(5/n, .32, .8), 14/n)      # inches
+    cell = min(np.clip(5/n, .32, .9), 14/n)      # inches
     fig = Figure(figsize=(max(width*cell, 1.5) + 1.8, max(n*cell, 1.2) + 1.2), layout='constrained')
     ax = fig.add_subplot()
     im = ax.imshow(share, cmap='Blues', vmin=0, vmax=1, interpolation='nearest')
@@ -144,7 +144,7 @@ def worst(
     run:Run,  # A run whose folds are all finished
     n:int=12, # At most so many images
 )->pd.DataFrame: # `id, path, fold, given, predicted, confidence, loss`, highest loss first; no row where every image is right
-    """The most surely wrong images. `confidence` is the probability of the prediction; with several labels an image, that of the class it is furthest off about.
+    """The most surely wrong images. `confidence` is the probability of the prediction; with several labels an image, of its worst mistake.
     Raises `InputError` while out-of-fold predictions are missing."""
     if n < 0: raise InputError(f'n={n}: cannot show fewer than no images')
     probs, targs, preds = _aligned(run)
@@ -188,14 +188,14 @@ def plot_worst(
     return fig
 
 # %% ../nbs/43_report.ipynb #804e02e6
-def _number(value, percent, digits=None): return f'{100*value:.{1 if digits is None else digits}f}' if percent else f'{value:.{3 if digits is None else digits}f}'
+def _number(value, percent, more=0): return f'{100*value:.{1 + more}f}' if percent else f'{value:.{3 + more}f}'
 
 def _score_table(run, scores):
     "Scores as text, accuracy in percent."
     percent = metric_name(run.config.metric) == 'accuracy'
     table = pd.DataFrame({'images': scores['images'].map('{:,}'.format)})
     for c in ('score', 'low', 'high'):
-        text = scores[c].map(lambda v: '' if pd.isna(v) else _number(v, percent, 2 if percent else 4))
+        text = scores[c].map(lambda v: '' if pd.isna(v) else _number(v, percent, more=1))
         table[{'score': metric_name(run.config.metric).replace('_', ' ') + ' %'*percent, 'low': '95 % from', 'high': 'to'}[c]] = text
     return table
 
@@ -242,7 +242,7 @@ h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(-
 .dim, figcaption, caption { color: var(--dim); font-size: .9rem; } .lead { font-size: 1.2rem; }
 .wide { overflow-x: auto; } .wide img { border-radius: 4px; background: #fff; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; } caption { text-align: left; }
-td, th { padding: .15rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: pre-wrap; max-width: 24rem; overflow-wrap: break-word; } tbody th { text-align: left; font-weight: normal; }
+td, th { padding: .15rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: pre-wrap; max-width: 24rem; overflow-wrap: break-word; } tbody th, thead th:first-child { text-align: left; } tbody th { font-weight: normal; }
 .pooled th, .pooled td { font-weight: bold; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; } figure { margin: 0; overflow-wrap: anywhere; }
 .tiles img, .none { width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--soft); border-radius: 4px; } .tiny { image-rendering: pixelated; }
@@ -276,7 +276,7 @@ def _png(picture)->bytes:
     file = BytesIO()
     if isinstance(picture, Figure):
         with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', message='Glyph .* missing')          # a label in a script that the font lacks is a box in the picture; the tables have it
+            warnings.filterwarnings('ignore', message='Glyph .* missing')   # boxes in the picture where the font lacks a script; the tables have it
             picture.savefig(file, format='png', dpi=100, facecolor='white', bbox_inches='tight')
     else: picture.save(file, format='png', optimize=True)
     return file.getvalue()
@@ -285,7 +285,7 @@ def _src(png): return f'data:image/png;base64,{base64.b64encode(png).decode()}'
 
 def _text(v, spec):
     if isinstance(v, (float, np.floating)): return '–' if np.isnan(v) else f'{v:{spec}}'
-    return ', '.join(v) or '(none)' if isinstance(v, tuple) else str(v)
+    return f'{v:,}' if isinstance(v, (int, np.integer)) else str(v)
 
 def _texts(rows, spec): return pd.DataFrame({c: [_text(v, spec) for v in rows[c]] for c in rows}, index=rows.index)
 
@@ -299,17 +299,18 @@ def write_report(
     reference:tuple=None, # (value, text) of a figure to compare with; an accuracy as a share, .8842
     n_worst:int=24,       # Show at most so many images
 )->Path: # `report.html`
-    "Write `report.html` into the run folder, one file that needs no other, and `confusion.png` and `loss.png` beside it. Raises `InputError` while out-of-fold predictions are missing."
+    """Write `report.html` into the run folder, one file that needs no other, and `confusion.png` and `loss.png` beside it.
+    Raises `InputError` while out-of-fold predictions are missing."""
     _check_reference(run, reference)
     scores, epochs, info, c = run.scores(), run.metrics, run.info, run.config
     pngs = {'confusion': _png(plot_confusion(run)), 'loss': _png(plot_losses(run))}
     minutes = f'; {epochs.seconds.sum()/60:.1f} minutes of training' if 'seconds' in epochs else ''
-    first = epochs.set_index('fold') if 'fold' in epochs else epochs
+    pairs = None if info['multi'] else confused_pairs(run).rename_axis('rank').rename(lambda i: i + 1)
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(_PAGE).render(
         title=run.path.resolve().name, sentence=_sentence(run, scores, reference), scores=_score_table(run, scores),
         about=f'{info["make"] or c.arch}; {len(run.items):,} images, {len(run.vocab)} classes, {run.n_splits} folds, seed {c.seed}{minutes}',
-        classes=_texts(per_class(run), '.3f'), pairs=None if info['multi'] else _texts(confused_pairs(run).assign(rank=lambda d: d.index + 1).set_index('rank'), '.1%'),
-        epochs=_texts(first, '.4g'), tiles=[_tile(row) for row in worst(run, n_worst).itertuples()], settings=c.to_yaml(),
+        classes=_texts(per_class(run), '.3f'), pairs=pairs if pairs is None else _texts(pairs, '.1%'), epochs=_texts(epochs.set_index('fold'), '.4g'),
+        tiles=[_tile(row) for row in worst(run, n_worst).itertuples()], settings=c.to_yaml(),
         machine=f'imgclf {info["imgclf"]}, torch {info["torch"]}, Python {info["python"]}, {info["device"]}', **{k: _src(v) for k, v in pngs.items()})
     for name, png in pngs.items():
         with atomic_path(run.path/f'{name}.png') as tmp: tmp.write_bytes(png)
