@@ -8,7 +8,7 @@ Docs: https://imgclf.github.io/imgclf/data/augment.html.md"""
 __all__ = ['check_size', 'homographies', 'resize', 'centre', 'sample', 'light', 'FusedPresize', 'presize_tfms']
 
 # %% ../../nbs/data/05_augment.ipynb #0c57abb7
-import inspect, math, warnings
+import inspect, math
 
 import numpy as np
 import torch
@@ -134,7 +134,6 @@ def light(
 # %% ../../nbs/data/05_augment.ipynb #14464f86
 _DRAWS = ('flip dihedral angle angle_p zoom zoom_p zoom_x zoom_y warp_x warp_xp warp_y warp_yp area ratio left top '
           'brightness brightness_p contrast contrast_p saturation saturation_p hue hue_p').split()
-_LIGHT = ('brightness', 'contrast', 'saturation', 'hue')
 
 class FusedPresize(RandTransform):
     "All of `presize_tfms` but the last: from uint8 (B, C, h, w) to float (B, C, *size) in [0, 1]."
@@ -185,7 +184,7 @@ class FusedPresize(RandTransform):
         "The pass with given parameters."
         (h, w), n = x.shape[-2:], len(x) if x.device.type != 'cpu' else 8
         H, step = homographies(p, (h, w), self.size, self.keep)
-        level = np.maximum(0, np.floor(2*np.log2(step)) - 1) * (self.mode != 'nearest')     # k = 2**(level/2)
+        level = np.maximum(0, np.round(2*np.log2(step) - 1)) * (self.mode != 'nearest')     # k = 2**(level/2)
         res = torch.empty(len(x), x.shape[1], *self.size, device=x.device)
         for l in np.unique(level):    # grouped by an image's own level: what becomes of it does not depend on its neighbours
             same = np.flatnonzero(level == l)
