@@ -6,11 +6,11 @@ Docs: https://imgclf.github.io/imgclf/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'Source', 'Labels', 'IdCol', 'FnCol', 'LabelCol', 'LabelCols', 'Suffix', 'LabelDelim', 'Multi', 'Recipe',
-           'ConfigFile', 'Settings', 'RunDir', 'Tta', 'one_message', 'command', 'make_config', 'scan', 'summary', 'fit',
-           'predict', 'submit', 'report', 'demo', 'config', 'main']
+           'ConfigFile', 'Settings', 'RunDir', 'Tta', 'one_message', 'command', 'make_config', 'scan', 'fit', 'predict',
+           'submit', 'report', 'demo', 'config', 'main']
 
 # %% ../nbs/50_cli.ipynb #80aca5c1
-import errno, os, sys, warnings
+import errno, os, shlex, warnings
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -30,6 +30,10 @@ _USERS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, 
 def _stop(message, code):
     typer.echo(f'imgclf: {message}', err=True)
     raise typer.Exit(code)
+
+def _note(message, category, filename, *args, **kw):
+    "imgclf's own warnings in one line; those of the libraries beneath are for programmers."
+    if Path(filename).is_relative_to(Path(__file__).parent): typer.echo(f'imgclf: note: {message}', err=True)
 
 @contextmanager
 def one_message(
@@ -52,9 +56,9 @@ def command(
         @wraps(f)
         def _command(*args, **kw):
             os.environ.setdefault('MPLBACKEND', 'agg')   # a terminal has no window for pictures
-            warnings.simplefilter('ignore', FutureWarning)
-            warnings.showwarning = lambda message, *args, **kw: typer.echo(f'imgclf: note: {message}', err=True)
-            with one_message(stopped): return f(*args, **kw)
+            with warnings.catch_warnings(), one_message(stopped):
+                warnings.showwarning = _note
+                return f(*args, **kw)
         return f
     return _wrap
 
@@ -117,18 +121,14 @@ def scan(
         typer.echo(f'picture: {picture}')
 
 # %% ../nbs/50_cli.ipynb #e5410612
-def summary(
-    run, # A finished `Run`
-)->str:
-    "The scores of a run as a small table, where it lies, and what to do next."
-    s, name = run.scores(), str(run.config.metric if not callable(run.config.metric) else run.config.metric.__name__)
-    rows = [(k, f'{r.images:,.0f}', f'{r.score:.4f}') for k, r in s.iterrows() if k.startswith('fold')]
-    rows += [('mean ± sd', '', f"{s.score['mean']:.4f} ± {s.score['sd']:.4f}"),
-             ('out of fold', f"{s.images['pooled']:,.0f}", f"{s.score['pooled']:.4f}  (95 %: {s.low['pooled']:.4f} to {s.high['pooled']:.4f})")]
-    return '\n'.join([f'{"":12}{"images":>9}  {name}', *(f'{k:12}{n:>9}  {v}' for k, n, v in rows), '',
-                      f'run folder: {run.path}', f'to look at: {run.path/"report.html"}', f'to go on:   imgclf predict {run.path} IMAGES --out preds.csv'])
+_RESUME = 'stopped; what the last finished epoch left is kept: the same command goes on from there'
 
-@command('stopped; what the last finished epoch left is kept: the same command goes on from there')
+def _finish(run, reference=None):
+    "Say what came out, where it is, and what to do next."
+    from imgclf.report import summary
+    typer.echo(f'\n{summary(run, reference)}\n\nrun folder  {run.path}\nto look at  {run.path/"report.html"}\nto go on    imgclf predict {shlex.quote(str(run.path))} IMAGES --out preds.csv')
+
+@command(_RESUME)
 def fit(
     source: Source = None,
     out: Annotated[Optional[str], typer.Option(metavar='RUN', help='run folder: a new one, or one to be resumed with the same settings', show_default=False)] = None,
@@ -146,9 +146,9 @@ def fit(
     if not c.source: raise InputError('no SOURCE: name a folder of images, as in: imgclf fit train_images --out runs/base')
     if not out: raise InputError('no --out: name a folder for the run, as in: --out runs/base')
     from imgclf.experiment import Experiment
-    typer.echo('\n' + summary(Experiment(c).run(out, resume=resume).run))
+    _finish(Experiment(c).run(out, resume=resume).run)
 
-# %% ../nbs/50_cli.ipynb #4b2fb774
+# %% ../nbs/50_cli.ipynb #cb7157ab
 @command()
 def predict(
     run: RunDir,
@@ -166,7 +166,7 @@ def predict(
     save_items(preds, out)
     typer.echo(f'{len(preds):,} images: {", ".join(f"{k} {v:,}" for k, v in preds.label.value_counts().head(8).items())}\npredictions: {out}')
 
-# %% ../nbs/50_cli.ipynb #a206c060
+# %% ../nbs/50_cli.ipynb #156384ba
 @command()
 def submit(
     run: RunDir,
@@ -190,7 +190,7 @@ def submit(
     typer.echo(f'submission: {out} ({len(done):,} rows)')
     if competition: typer.echo(f'{competition}: {send_submission(out, competition, message)}')
 
-# %% ../nbs/50_cli.ipynb #ca2aed06
+# %% ../nbs/50_cli.ipynb #88778143
 @command()
 def report(run: RunDir):
     "Write a run's report anew: scores, curves, confusion, most doubtful images."
@@ -198,16 +198,18 @@ def report(run: RunDir):
     from imgclf.report import write_report
     r = load_run(run)
     write_report(r)
-    typer.echo(summary(r))
+    _finish(r)
 
-@command('stopped; what the last finished epoch left is kept: the same command goes on from there')
+@command(_RESUME)
 def demo(
     quick: Annotated[bool, typer.Option('--quick', help='the same path in under two minutes, on fewer images')] = False,
     out: Annotated[Optional[str], typer.Option(metavar='RUN', help='run folder', show_default='runs/demo, or runs/demo-quick')] = None,
 ):
     "Real photos of solar cells, real pretrained weights, no download: the whole path on this machine."
-    from imgclf.experiment import run_demo
-    run_demo(quick=quick, out=out or ('runs/demo-quick' if quick else 'runs/demo'))
+    from imgclf.experiment import PUBLISHED, run_demo
+    run = run_demo(quick=quick, out=out).run
+    _finish(run, None if quick else PUBLISHED)
+    typer.echo(f'held back   {run.path/"predictions.csv"}: images that no model was trained on')
 
 @command()
 def config(
@@ -224,5 +226,5 @@ def main(
     "The program `imgclf`; ends with `SystemExit`."
     app(args, prog_name='imgclf')
 
-# %% ../nbs/50_cli.ipynb #19af2255
+# %% ../nbs/50_cli.ipynb #bf5e474d
 if __name__ == '__main__': main()
