@@ -52,7 +52,7 @@ def items_from_config(
         return getattr(imgclf.demo, name)()
     if c.labels is None: return items_from_folder(c.source)
     return items_from_df(c.labels, c.source, id_col=c.id_col, fn_col=c.fn_col, label_col=c.label_col, label_cols=c.label_cols,
-                         suffix=c.suffix, label_delim=c.label_delim, multi=c.multi)
+                         suffix=c.suffix, label_delim=c.label_delim, multi=c.multi, on_bad=c.on_bad)
 
 # %% ../nbs/42_experiment.ipynb #80496400
 class Experiment:

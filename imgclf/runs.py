@@ -136,21 +136,19 @@ def scores(self:Run,
     metric=None, # A name or a function; the run's own unless given
 )->pd.DataFrame: # Rows `fold 0`…, `mean`, `sd`, `pooled`; columns `images, score, low, high` (95 %)
     "The run's metric per fold, its mean and standard deviation over folds, and pooled over all images with a 95 % interval."
-    metric = metric or self.config.metric
-    oof, targs = self.oof, self.targets()
-    probs = oof[self.prob_cols].to_numpy(dtype=np.float64)
-    rows = {}
-    for k in range(self.n_splits):
-        at = (oof.fold == k).to_numpy()
-        rows[f'fold {k}'] = dict(images=at.sum(), score=score(metric, probs[at], targs[at], self.vocab))
-    per_fold = [r['score'] for r in rows.values()]
-    rows['mean'] = dict(images=len(oof), score=np.mean(per_fold))
-    rows['sd'] = dict(images=len(oof), score=np.std(per_fold, ddof=1) if len(per_fold) > 1 else np.nan)
-    pooled = score(metric, probs, targs, self.vocab)
-    if metric == 'accuracy' and targs.ndim == 1: low, high = accuracy_interval(round(pooled*len(oof)), len(oof))
-    else: low, high = bootstrap_interval(metric, probs, targs)
-    rows['pooled'] = dict(images=len(oof), score=pooled, low=low, high=high)
-    return pd.DataFrame(rows).T.astype(dict(images=int))
+    metric, multi = metric or self.config.metric, self.info['multi']
+    oof = self.oof.set_index('id').loc[self.items.id]      # paired by id, never by position
+    probs, targs = oof[self.prob_cols].to_numpy(dtype=np.float64), self.targets()
+    def row(at):
+        p, t = probs[at], targs[at]
+        value = score(metric, p, t, self.vocab, multi)
+        if metric == 'accuracy' and not multi: low, high = accuracy_interval(round(value*len(t)), len(t))
+        else: low, high = bootstrap_interval(metric, p, t, vocab=self.vocab, multi=multi)
+        return dict(images=len(t), score=value, low=low, high=high)
+    folds = {f'fold {k}': row((oof.fold == k).to_numpy()) for k in range(self.n_splits)}
+    each = [o['score'] for o in folds.values()]
+    over = dict(mean=dict(images=len(oof), score=np.mean(each)), sd=dict(images=len(oof), score=np.std(each, ddof=1) if len(each) > 1 else np.nan))
+    return pd.DataFrame({**folds, **over, 'pooled': row(slice(None))}).T.astype(dict(images=int))
 
 # %% ../nbs/40_runs.ipynb #9eaf1cda
 _FREE = {'num_workers', 'cache', 'on_bad', 'source', 'labels'}   # may differ on resume: they do not change what is computed
