@@ -103,7 +103,7 @@ def _sort_arguments(kw):
     head = {**({'ps': kw['ps']} if 'ps' in kw else {}), **({'head_args': tops} if tops else {})}
     return {k: v for k, v in kw.items() if k not in learner and k not in tops and k != 'ps'}, learner, head
 
-# %% ../nbs/30_learner.ipynb #67b0d13f
+# %% ../nbs/30_learner.ipynb #bd104b0d
 @contextmanager
 def _untouched(learn):
     "Put weights, optimiser, callbacks, loader and random states back at the end, whatever happens."
@@ -137,10 +137,10 @@ def find_lr(
             bad = next((i for i, o in enumerate(losses) if not torch.isfinite(torch.as_tensor(o))), None)
             if bad is not None and bad < num_it//2:
                 raise InputError(f'the loss is not a number from batch {bad+1} on: look at the images after normalisation (show_batch) and at the targets, or use precision="fp32"') from e
-            if len(losses) < 20: raise InputError(f'{len(losses)} batches are too few for a curve; use num_it=100') from e
+            if len(losses) < 25: raise InputError(f'{len(losses)} batches are too few for a curve: it takes 25 or more; use num_it=100') from e
             raise
 
-# %% ../nbs/30_learner.ipynb #bc2716f1
+# %% ../nbs/30_learner.ipynb #f8111c99
 def learner_info(
     learn:Learner, # From `make_learner`, or any
 )->dict:           # What can be written as JSON
