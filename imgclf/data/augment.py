@@ -234,12 +234,17 @@ def presize_tfms(
     **unknown
 )->list:                        # Batch transforms; the last is IntToFloatTensor(div=1)
     "Batch transforms for uint8 images, in place of `aug_transforms`. Raises `InputError` for an unknown argument or a value out of range."
-    known = [k for k in inspect.signature(presize_tfms).parameters if k != 'unknown']
+    given = locals()
+    known = {k: o.default for k, o in inspect.signature(presize_tfms).parameters.items() if k != 'unknown'}
     for k in unknown: raise InputError(f'presize_tfms has no argument {k!r}{nearest(k, known)}; it takes {", ".join(known)}')
     size = check_size(size)
-    for k, v in dict(mode=mode, pad_mode=pad_mode).items():
-        allowed = dict(mode=('bilinear', 'nearest', 'bicubic'), pad_mode=('reflection', 'border', 'zeros'))[k]
-        if v not in allowed: raise InputError(f'{k}={v!r}: one of {", ".join(allowed)}{nearest(v, allowed)}')
+    for k, default in known.items():
+        v = given[k]
+        if isinstance(default, bool) and not isinstance(v, (bool, np.bool_)): raise InputError(f'{k}={v!r}: True or False')
+        if isinstance(default, float) and (isinstance(v, bool) or not isinstance(v, (int, float, np.number)) or not math.isfinite(v)): raise InputError(f'{k}={v!r}: give a number')
+    if not isinstance(ratio, (tuple, list)) or len(ratio) != 2: raise InputError(f'ratio={ratio!r}: give the smallest and the largest aspect ratio')
+    for k, allowed in dict(mode=('bilinear', 'nearest', 'bicubic'), pad_mode=('reflection', 'border', 'zeros')).items():
+        if given[k] not in allowed: raise InputError(f'{k}={given[k]!r}: one of {", ".join(allowed)}{nearest(given[k], allowed)}')
     max_rotate, max_lighting, max_warp = (float(o * mult) for o in (max_rotate, max_lighting, max_warp))
     for k, v in dict(max_lighting=max_lighting, max_warp=max_warp, max_saturation=max_saturation, max_hue=max_hue).items():
         if not 0 <= v < 1: raise InputError(f'{k} (times mult) is {v:g}; it must be at least 0 and below 1')

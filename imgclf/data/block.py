@@ -27,7 +27,7 @@ from fasttransform import Transform
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from ..core import InputError, nearest, raise_all
+from ..core import InputError, nearest, raise_all, set_ids
 from .augment import check_size, presize_tfms
 from .decode import SafeImage
 from .fold import split_fold
@@ -67,7 +67,8 @@ class FitImage(RandTransform):
 _RAM = {}   # (path, time, bytes, h, w, method) -> uint8 (3, h, w)
 
 def _key(path, hw, method):
-    s = os.stat(path)
+    try: s = os.stat(path)
+    except OSError as e: raise InputError(f'{path} cannot be read: {e.strerror}') from e
     return str(path), s.st_mtime_ns, s.st_size, *hw, method
 
 def _pixels(path, hw, method):
@@ -97,9 +98,9 @@ def fill_cache(
         warnings.warn(f"cache='ram': {len(missing)} images of {hw[0]} × {hw[1]} need {need/1e9:.1f} GB, more than half of the {free/1e9:.1f} GB that are free; they are decoded in each epoch instead")
         return False
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        todo = tqdm(pool.map(lambda p: (_key(p, hw, method), _pixels(p, hw, method)), missing), total=len(missing), unit='img', disable=len(missing) < 500,
-                    desc=f'decoding into memory, {need/1e9:.2f} of {free/1e9:.1f} GB')
-        _RAM.update(todo)
+        todo = pool.map(lambda p: (_key(p, hw, method), _pixels(p, hw, method)), missing)
+        try: _RAM.update(tqdm(todo, total=len(missing), unit='img', disable=len(missing) < 500, desc=f'decoding into memory, {need/1e9:.2f} of {free/1e9:.1f} GB'))
+        except BaseException: pool.shutdown(wait=False, cancel_futures=True); raise      # an unreadable file, or Ctrl-C: no need to read the others first
     return True
 
 def clear_cache():
@@ -109,7 +110,7 @@ def clear_cache():
 class RamImage(Transform):
     "A file as presized uint8 pixels, without decoding where memory holds them."
     def __init__(self, hw, method): self.hw, self.method = hw, method
-    def encodes(self, path:str|Path): return TensorImage(_pixels(path, self.hw, self.method))
+    def encodes(self, path:str|Path): return TensorImage(_pixels(path, self.hw, self.method).clone())
 
 # %% ../../nbs/data/06_block.ipynb #37c8ff0e
 def channel_stats(
@@ -253,7 +254,7 @@ def set_stats(
 
 # %% ../../nbs/data/06_block.ipynb #f13a8b19
 def items_dl(
-    dls:DataLoaders,      # From `fold_dls`
+    dls:DataLoaders,      # From `fold_dls`, or of any DataBlock whose items are paths or such a table
     items:pd.DataFrame,   # Rows with `id` and `path`
     bs:int=None,          # Images a batch; None: as in validation
     num_workers:int=None, # As in `fold_dls`
@@ -261,4 +262,6 @@ def items_dl(
     "A loader of new images: no labels, nothing random, ids known to `core.dl_ids`."
     lost = [o for o in ('id', 'path') if o not in items]
     if lost or not len(items): raise InputError(f'items_dl: {len(items)} rows, no column {" and ".join(lost) or "is missing"}; it needs rows with id and path')
-    return dls.test_dl(items.reset_index(drop=True), num_workers=_workers(num_workers, len(items)), **({} if bs is None else dict(bs=bs)))
+    known = getattr(dls.valid_ds, 'items', None)     # somebody's own DataBlock may start from paths
+    source = items.reset_index(drop=True) if hasattr(known, 'columns') else [type(known[0])(o) for o in items['path']]
+    return set_ids(dls.test_dl(source, num_workers=_workers(num_workers, len(items)), **({} if bs is None else dict(bs=bs))), items['id'])
