@@ -182,17 +182,19 @@ class FusedPresize(RandTransform):
         p:dict,         # Parameters as from `draw`
     )->torch.Tensor:    # float (B, C, *size) in [0, 1]
         "The pass with given parameters."
-        (h, w), n = x.shape[-2:], len(x) if x.device.type != 'cpu' else 8
+        h, w = x.shape[-2:]
         H, step = homographies(p, (h, w), self.size, self.keep)
         level = np.maximum(0, np.round(2*np.log2(step) - 1)) * (self.mode != 'nearest')     # k = 2**(level/2)
+        def one(x, H, l, p):
+            src = resize(x, (max(1, round(h / 2**(l/2))), max(1, round(w / 2**(l/2)))))
+            return light(sample(src, H, self.size, self.mode, self.pad_mode).div_(255), p)
+        levels = np.unique(level)
+        if len(levels) == 1: return one(x, H, levels[0], p)
         res = torch.empty(len(x), x.shape[1], *self.size, device=x.device)
-        for l in np.unique(level):    # grouped by an image's own level: what becomes of it does not depend on its neighbours
-            same = np.flatnonzero(level == l)
-            for i in np.split(same, range(n, len(same), n)):
-                at = torch.from_numpy(i).to(x.device, non_blocking=True)
-                src = resize(x[at], (max(1, round(h / 2**(l/2))), max(1, round(w / 2**(l/2)))), 'bilinear')
-                new = sample(src, H[i], self.size, self.mode, self.pad_mode).div_(255)
-                res[at] = light(new, {k: v[i] for k, v in p.items()})
+        for l in levels:    # grouped by an image's own level: what becomes of it does not depend on its neighbours
+            i = np.flatnonzero(level == l)
+            at = torch.from_numpy(i).to(x.device, non_blocking=True)
+            res[at] = one(x[at], H[i], l, {k: v[i] for k, v in p.items()})
         return res
 
     def before_call(self, b, split_idx): self.do, self.valid = True, bool(split_idx)
