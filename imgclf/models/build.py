@@ -27,6 +27,7 @@ from torch import nn
 
 from ..core import InputError, nearest, some
 from ..demo import PACKAGED, packaged_weights
+from .depthwise import fast_depthwise
 
 # %% ../../nbs/models/00_build.ipynb #a3bb23e7
 def arch_names()->dict: # Name: where it comes from, 'timm', 'torchvision' or 'fastai'
@@ -217,7 +218,7 @@ def build_model(
         else:
             top = create_head(nf, n_out, pool=body.maps, ps=.5 if ps is None else ps, **(head_args or {}))
             apply_init(top, nn.init.kaiming_normal_)
-    res = Classifier(body, top)
+    res = fast_depthwise(Classifier(body, top))
     res.info = dict(arch=arch, library=library, n_out=n_out, n_in=n_in, size=list(hw), head=head, ps=ps, head_args=head_args or {}, kw=kw, stats=[list(o) for o in stats])
     return res
 
