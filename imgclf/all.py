@@ -6,15 +6,17 @@ from fastai.vision.all import *
 from imgclf import demo
 from imgclf.config import Config, config_table
 from imgclf.core import InputError, batch_ids, set_ids
+from imgclf.callback.seed import SeedEpochs
 from imgclf.callback.targets import TargetTable
 from imgclf.crossval import cross_validate
 from imgclf.data.augment import presize_tfms
-from imgclf.data.block import channel_stats, fold_dls
+from imgclf.data.block import channel_stats, fold_block, fold_dls, items_dl, set_stats
 from imgclf.data.decode import SafeImage, load_image
 from imgclf.data.fold import make_folds, split_fold
+from imgclf.data.loader import seeded
 from imgclf.data.sample import class_weights, one_vs_rest, oversample, undersample
-from imgclf.data.scan import find_duplicates, scan_images, show_scan
-from imgclf.data.source import items_from_df, items_from_folder
+from imgclf.data.scan import find_duplicates, scan_images, scan_summary, show_scan
+from imgclf.data.source import check_items, items_from_df, items_from_folder
 from imgclf.experiment import Experiment, load_run
 from imgclf.learner import find_lr, make_learner
 from imgclf.losses import SoftTargetCE

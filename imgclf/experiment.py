@@ -225,7 +225,7 @@ def run_demo(
 )->CVResult:
     "Scan ELPV, train three folds from packaged ImageNet weights, report, and predict a few images that were held back."
     out = Path(out or ('runs/demo-quick' if quick else 'runs/demo'))
-    exp = Experiment('elpv', **(dict(size=96, epochs=2) if quick else {}))
+    exp = Experiment('elpv', **(dict(size=96, epochs=4) if quick else {}))
     items, held = hold_back(imgclf.demo.elpv())
     if quick: items = items.groupby('label').sample(300, random_state=exp.config.seed).sort_index().reset_index(drop=True)
     res = exp.run(out, items, progress=progress)
