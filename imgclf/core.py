@@ -164,13 +164,11 @@ def atomic_path(
         yield tmp
         with open(tmp, 'rb+') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
-    except OSError as e:
+    except BaseException as e:
         tmp.unlink(missing_ok=True)
-        if e.errno in (errno.ENOSPC, errno.EDQUOT): raise InputError(f'no space left to write {path}; what was there is untouched. Free some space and run again') from e
-        if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM): raise InputError(f'{path} cannot be written ({e.strerror}); choose another place') from e
-        raise
-    except BaseException:
-        tmp.unlink(missing_ok=True)
+        no = getattr(e, 'errno', None) or next((int(o) for o in re.findall(r'(?i)(?:os error|errno) (\d+)', str(e))), None)   # safetensors and pyarrow tell it in words
+        if no in (errno.ENOSPC, errno.EDQUOT): raise InputError(f'no space left to write {path}; what was there is untouched. Free some space and run again') from e
+        if no in (errno.EACCES, errno.EROFS, errno.EPERM): raise InputError(f'{path} cannot be written ({os.strerror(no)}); choose another place') from e
         raise
 
 def write_text(path, text:str):
