@@ -286,7 +286,8 @@ def test_no_credentials(base, sh, world, tmp_path):
 
 def test_ctrl_c_keeps_the_last_epoch(imgclf, world, clean_env, tmp_path):
     fit = ['fit', 'train', *TINY, '--epochs', '15', '--out', str(tmp_path/'run')]
-    p = subprocess.Popen([sys.executable, '-m', 'imgclf.cli', *fit], cwd=world, env=clean_env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    p = subprocess.Popen([sys.executable, '-m', 'imgclf.cli', *fit], cwd=world, env=clean_env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # a background job's children would ignore Ctrl-C
     try:
         state = tmp_path/'run/state/fold0.safetensors'
         until = time.time() + 120

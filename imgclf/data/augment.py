@@ -41,7 +41,7 @@ def _mats(bs, **cells):
     return m
 
 def homographies(
-    p:dict,         # Parameters by name, each (B,), as `FusedPresize.draw` gives them
+    p:dict,         # Parameters by name, each (B,), as FusedPresize draws them
     src:tuple,      # Source (h, w)
     out:tuple,      # Final (h, w)
     keep:bool=True, # The crop has the final image's aspect ratio; False: it has the source's, so the whole image is squished
