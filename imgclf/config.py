@@ -175,6 +175,10 @@ def _clashes(c):
     "Settings that are each right, but contradict each other."
     if c.presize and any(p < s for p, s in zip(_sides(c.presize), _sides(c.size))):
         yield f'presize={c.presize} is smaller than size={c.size}: augmentation can only crop; give a larger presize, or none'
+    if isinstance(c.presize, int) and not isinstance(c.size, int) and c.size[0] != c.size[1]:
+        yield f'presize={c.presize} is square and size={c.size} is not, so images would be squeezed twice; give presize as [height, width]'
+    if c.cache and c.method == 'crop': yield f"cache={c.cache!r} cannot hold the random crops of method='crop'; use squish or pad, or no cache"
+    if c.cache and c.num_workers: yield f'cache={c.cache!r} is read by the main process; leave num_workers={c.num_workers} out'
     if c.labels and not c.source: yield f'labels={c.labels!r} is given without source, the folder that holds its images'
     if c.labels and not c.id_col: yield f'labels={c.labels!r} needs id_col, the column that holds the ids'
     if c.labels and not (c.label_col or c.label_cols): yield f'labels={c.labels!r} needs label_col, or label_cols for a column a class'

@@ -165,7 +165,7 @@ def predict(self:Run,
     items = images_to_items(images, self.config.suffix)
     if self.info['make'] is not None: probs = self._predict_by_learners(items, bs)
     else: probs = self._predict_by_models(items, tta, bs or self.config.bs, num_workers, progress)
-    return as_predictions(items.id, probs, self.vocab, self.info['multi'])
+    return as_predictions(items.id, probs, self.vocab, (self.config.label_delim or ' ') if self.info['multi'] else None)
 
 @patch
 def _predict_by_models(self:Run, items, tta, bs, num_workers, progress):
@@ -204,10 +204,9 @@ def _predict_by_learners(self:Run, items, bs):
         with learn.no_bar(): probs = probs + learn.get_preds(dl=items_dl(learn.dls, items, bs))[0].float().numpy()
     return probs/self.n_splits
 
-def as_predictions(ids, probs, vocab, multi=False)->pd.DataFrame:
-    "Probabilities as the table `id, label, confidence, p_<class>…`; several labels are those above one half, joined by blanks."
-    best = probs.argmax(1)
-    label = [' '.join(vocab[j] for j in np.flatnonzero(p > .5)) for p in probs] if multi else [vocab[j] for j in best]
+def as_predictions(ids, probs, vocab, delim=None)->pd.DataFrame:
+    "Probabilities as the table `id, label, confidence, p_<class>…`; with `delim`, several labels: those above one half, joined by it."
+    label = [vocab[j] for j in probs.argmax(1)] if delim is None else [delim.join(vocab[j] for j in np.flatnonzero(p > .5)) for p in probs]
     return pd.DataFrame(dict(id=np.asarray(ids), label=label, confidence=probs.max(1), **{f'p_{o}': probs[:, j] for j, o in enumerate(vocab)}))
 
 # %% ../nbs/42_experiment.ipynb #49e9655f
