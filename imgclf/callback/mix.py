@@ -16,7 +16,8 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixHandler
 from fastai.data.transforms import get_c
-from fastai.torch_core import TensorMultiCategory, show_images
+from fastai.torch_core import TensorMultiCategory
+from fastai.vision.data import get_grid
 from scipy.special import betaincinv
 from torch import nn
 from torch.nn import functional as F
@@ -178,14 +179,14 @@ class Mix(Callback):
     def show_batch(self,
         dls,          # DataLoaders with a vocab
         max_n:int=9,  # Images at most
-        **kwargs      # Passed on to fastai's `show_images`
+        **kwargs      # Passed on to fastai's `get_grid`: `nrows`, `ncols`, `figsize`
     ):
         "Show mixed images of a training batch, each with its mixed label."
         *xb, y = dls.train.one_batch()
         (x, *_), targs = self.mix_batch(tuple(xb), y, get_c(dls))
         x = dls.train.after_batch.decode((x[:max_n], y[:max_n]))[0]
         titles = ['\n'.join(f'{dls.vocab[i]} {t[i]:.2f}' for i in t.argsort(descending=True)[:3] if t[i] > .005) for t in targs[:max_n].cpu()]
-        show_images(x.cpu(), titles=titles, **kwargs)
+        for im, title, ax in zip(x.cpu(), titles, get_grid(len(titles), **kwargs)): im.show(ctx=ax, title=title)
 
 def _check_alpha(**alphas):
     for k, v in alphas.items():
