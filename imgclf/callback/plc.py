@@ -83,7 +83,7 @@ class ProgressiveLabelCorrection(TargetTable):
     def before_train(self):
         others = [o for o in self.learn.cbs if isinstance(o, TargetTable)]
         if len(others) > 1: raise InputError(f'{", ".join(map(str, others))}: one table of targets a training; combine them into one')
-        mixers = [o for o in self.learn.cbs if {k.__name__ for k in type(o).__mro__} & {'MixHandler', 'MixUp', 'CutMix', 'CutMixUp'}]
+        mixers = [o for o in self.learn.cbs if {k.__name__ for k in type(o).__mro__} & {'MixHandler', 'Mix', 'MixUp', 'CutMix', 'CutMixUp'}]
         if mixers and self.scoring == 'train': raise InputError(f"{mixers[0]} mixes images, and outputs for a mix say nothing about one label; use ProgressiveLabelCorrection(scoring='clean')")
         self.fit_to(self.learn.dls)
         self.seen, self.recording = [], False
@@ -175,7 +175,7 @@ class ProgressiveLabelCorrection(TargetTable):
             if (odd := self.given[rows] != y).any(): raise InputError(f'images with two different labels: {some(sorted({self.names[i] for i in rows[odd]}))}; give each image one')
             np.add.at(total, rows, probs); np.add.at(count, rows, 1)
         self.seen = []
-        return np.divide(total, count[:, None], out=np.full((n, c), np.nan), where=count[:, None] > 0).astype(np.float32)
+        return _mean(total, count).astype(np.float32)
 
     def _limit(self):
         "δ or θ of this epoch."
@@ -185,9 +185,8 @@ class ProgressiveLabelCorrection(TargetTable):
 
     def _correct(self):
         past = np.stack(self.past).astype(np.float64)
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', RuntimeWarning)        # an image that no epoch showed has no mean
-            f = np.nanmean(past, axis=0)
+        shown = np.isfinite(past).all(2)
+        f = _mean(np.where(shown[..., None], past, 0).sum(0), shown.sum(0))
         y, limit = self._in_use(), self._limit()
         at = np.flatnonzero(np.isfinite(f).all(1) & (y >= 0))
         score = (label_ratio if self.rule == 'ratio' else label_margin)(f[at], y[at])
@@ -266,6 +265,8 @@ class ProgressiveLabelCorrection(TargetTable):
         self.now_delta, self.steps, self.past = state['delta'], [list(o) for o in state['steps']], [o.numpy().copy() for o in state['past']]
         self.given, self.now = (state[k].numpy().copy() for k in ('given', 'labels'))
         self.log = pd.DataFrame({k: state['log'][k].numpy().copy() for k in _LOG})
+
+def _mean(total, count): return np.divide(total, count[:, None], out=np.full(total.shape, np.nan), where=count[:, None] > 0)
 
 class _Order:
     "An index order that a worker process can be sent."
