@@ -165,7 +165,7 @@ def fit_progressive(
         done += s.epochs
     return pd.DataFrame(rows)
 
-# %% ../../nbs/callback/04_resize.ipynb #6a388b1e
+# %% ../../nbs/callback/04_resize.ipynb #3599d0a6
 class ProgressiveSize(Callback):
     "Change the final size of images by epochs finished."
     order = -8   # after SeedEpochs, before anything that looks at a batch
