@@ -63,7 +63,7 @@ class ProgressiveLabelCorrection(TargetTable):
         epochs:int=None,         # Epochs planned in all fits together; None: those to the end of the current fit
         window:int=5,            # Average each image's probabilities over so many epochs
         delta=(.3, .1, .9),      # (start, step, cap) of δ, for rule='ratio'
-        theta=(.5, .3),          # (start, end) of θ, for rule='margin'
+        theta=(.3, .1),          # (start, end) of θ, for rule='margin'
         scoring:str='train',     # 'train': outputs for the batches trained on; 'clean': of a pass without augmentation or mixing
         clean=None,              # True labels by id (Series or dict), where known: `progress` then counts right corrections
     ):
