@@ -19,7 +19,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.training import GradientClip
 from fastai.data.core import TfmdDL
-from fastai.learner import Learner
+from fastai.learner import Learner, SkipToEpoch
 from fastcore.foundation import L
 import fastai.callback.schedule
 from tqdm.auto import tqdm
@@ -206,7 +206,8 @@ def fit_phases(
         start = at[1] if i == at[0] else 0
         (learn.freeze if phase.frozen else learn.unfreeze)()
         if on_phase: on_phase(i)
-        if start < phase.epochs: getattr(learn, phase.fit)(phase.epochs, start_epoch=start, **phase.kwargs)
+        # fastai's own `start_epoch` is not passed on by `fit_flat_cos`
+        if start < phase.epochs: getattr(learn, phase.fit)(phase.epochs, cbs=SkipToEpoch(start), **phase.kwargs)
 
 def fit_fold(
     run:Run,     # An open run
