@@ -34,6 +34,7 @@ from .data.fold import make_folds
 from .data.loader import SeededDL
 from .data.source import check_items, items_from_df, items_from_folder, scan_images, scan_summary, show_scan
 from .learner import build_model, choose_precision, load_weights
+from .models.build import library_of
 from .report import write_report
 from .runs import Run, check_out
 
@@ -83,6 +84,7 @@ class Experiment:
     )->CVResult:
         "From images to a run folder. Raises `InputError`, before any training, where source, settings or `out` are not right."
         say = (lambda s: print(s, file=sys.stderr)) if progress else (lambda s: None)
+        library_of(self.config.arch)       # a typo stops here, not after a scan of everything
         scan = None
         if check_out(out, None, self.config, resume): items, scan = self.prepare(items, say)
         else: items = Run(out).items       # checked when the run began
