@@ -27,13 +27,13 @@ from tqdm.auto import tqdm
 from .callback.seed import SeedEpochs
 from .config import Config
 from .core import InputError, atomic_path, dl_ids, raise_all, some
-from .data.block import fold_dls
+from .data.block import fold_dls, vocab_of
 from .data.fold import make_folds
 from .data.loader import seeded
 from .data.source import is_multi
 from .learner import make_learner, save_weights
 from .metrics import greater_is_better, learner_metrics
-from .runs import Run, check_out, load_tensors, open_run, save_tensors, vocab_of
+from .runs import Run, check_out, load_tensors, open_run, save_tensors
 
 # %% ../nbs/41_crossval.ipynb #2aea2fb8
 def config_learner(

@@ -164,6 +164,9 @@ def predict(self:Run,
     progress:bool=True,  # A progress bar
 )->pd.DataFrame:         # `id, label, confidence, p_<class>…`, in the order given
     "The mean of the folds' models for new images. Raises `InputError` for images that cannot be read, all of them named."
+    if isinstance(tta, bool) or not isinstance(tta, int) or tta < 0: raise InputError(f'tta={tta!r}: give a number of augmented copies, 0 or more')
+    if tta and self.info['make'] is not None: raise InputError(f"tta={tta}: this run's learners (make={self.info['make']}) have transforms of their own; use imgclf.tta.tta on each run.learner(fold)")
+    if tta and self.config.aug is False: raise InputError(f'tta={tta}: this run was trained without augmentation (aug is false), so augmented copies are what its models never saw; leave tta out')
     items = images_to_items(images, self.config.suffix)
     if self.info['make'] is not None: probs = self._predict_by_learners(items, bs)
     else: probs = self._predict_by_models(items, tta, bs or self.config.bs, num_workers, progress)
@@ -172,7 +175,6 @@ def predict(self:Run,
 @patch
 def _predict_by_models(self:Run, items, tta, bs, num_workers, progress):
     "Each image decoded once; every model, and every augmented copy, from the same pixels."
-    if isinstance(tta, bool) or not isinstance(tta, int) or tta < 0: raise InputError(f'tta={tta!r}: give a number of augmented copies, 0 or more')
     c, models = self.config, self.models()
     aug = c.aug if isinstance(c.aug, dict) else {}
     tfms, dev = presize_tfms(c.size, **aug), default_device()
