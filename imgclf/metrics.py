@@ -20,7 +20,13 @@ from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, log_los
 from .core import InputError, nearest, raise_all, some
 
 # %% ../nbs/11_metrics.ipynb #ae909fad
-def _hard(targs): return targs if targs.ndim == 1 else targs.argmax(1)
+def _hard(targs):
+    "The most probable class of each target."
+    if targs.ndim == 1: return targs
+    top = np.partition(targs, -2, axis=1)[:, -2:]
+    if (tie := top[:, 1] - top[:, 0] < 1e-6).any():
+        raise InputError(f'{tie.sum()} of {len(tie)} soft targets have no most probable class, the first in row {tie.argmax()}; take log_loss, or leave these rows out')
+    return targs.argmax(1)
 
 def _decide(probs, multi): return (probs >= .5).astype(int) if multi else probs.argmax(1)
 
@@ -178,7 +184,7 @@ def learner_metrics(
     "Metrics for `Learner(metrics=...)`. Raises `InputError` for an unknown name."
     return [EpochScore(o, multi) for o in (metric if isinstance(metric, (list, tuple)) else [metric])]
 
-# %% ../nbs/11_metrics.ipynb #0c3dc7e1
+# %% ../nbs/11_metrics.ipynb #18947cb8
 def accuracy_interval(
     k:int,           # Right
     n:int,           # Of so many
@@ -190,7 +196,7 @@ def accuracy_interval(
     ci = binomtest(int(k), int(n)).proportion_ci(level, method='wilson')
     return float(ci.low), float(ci.high)
 
-# %% ../nbs/11_metrics.ipynb #1ed20d02
+# %% ../nbs/11_metrics.ipynb #70a76a9a
 def bootstrap_interval(
     metric,          # A name of `METRICS`, or a function(targs, probs)
     probs,           # (N, C) probabilities
