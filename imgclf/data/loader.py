@@ -19,7 +19,7 @@ from fastai.torch_core import find_bs, to_device
 from fastcore.basics import store_attr
 from fastcore.meta import delegates
 
-from ..core import InputError, batch_key, hash_key
+from ..core import InputError, batch_key, hash_key, raise_all
 
 # %% ../../nbs/data/04_loader.ipynb #76746bb0
 @contextmanager
@@ -34,6 +34,18 @@ def seeded_rng(
     finally: random.setstate(states[0]); np.random.set_state(states[1]); torch.set_rng_state(states[2])
 
 # %% ../../nbs/data/04_loader.ipynb #8e24c741
+def _check_weights(weights, dataset, n, shuffle):
+    "Probabilities (N,), or an error."
+    w = np.asarray(weights, dtype=np.float64)
+    bad = []
+    if w.shape != (len(dataset),): bad.append(f'weights has shape {w.shape}; give one number for each of the {len(dataset)} items of the dataset, in its order')
+    if not (np.isfinite(w).all() and (w >= 0).all() and w.sum() > 0): bad.append('weights are finite, not negative, and not all 0')
+    if n is not None and (isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1): bad.append(f'n={n!r}: give a number of items an epoch, 1 or more')
+    if not shuffle: bad.append('weights draw a random order; shuffle=False contradicts them')
+    if getattr(dataset, 'split_idx', 0) not in (0, None): bad.append('weights are for training: in validation each image counts once')
+    raise_all(bad)
+    return w / w.sum()
+
 class SeededDL(TfmdDL):
     "A `TfmdDL` whose order and augmentations depend on (`seed`, `epoch`, position, `copy`) alone."
     @delegates(TfmdDL.__init__)
@@ -43,16 +55,25 @@ class SeededDL(TfmdDL):
         seed:int=42,  # The run's seed
         epoch:int=0,  # Epochs finished before this one; `SeedEpochs` sets it
         copy:int=0,   # Which repeat of the same pass, as in test-time augmentation
+        weights=None, # (N,) draw an epoch's items by these weights, with replacement, in place of shuffling; for training only
+        n:int=None,   # Items an epoch; with `weights` any number, N unless given
         **kwargs
     ):
         if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool): raise InputError(f'seed={seed!r}: give a whole number')
         store_attr('seed,epoch,copy')
-        super().__init__(dataset, bs=bs, **kwargs)
+        self.weights = None if weights is None else _check_weights(weights, dataset, n, kwargs.get('shuffle', True))
+        if weights is not None: kwargs['shuffle'] = True
+        super().__init__(dataset, bs=bs, n=n, **kwargs)
 
     def new(self, dataset=None, cls=None, **kwargs):
-        "A loader like this one, with other arguments where given."
+        "A loader like this one, with other arguments where given. Weights stay with their dataset, and go where the order is no longer random."
         keys = dict(seed=self.seed, epoch=self.epoch, copy=self.copy) if cls is None or issubclass(cls, SeededDL) else {}
+        if keys and self.weights is not None and (dataset is None or dataset is self.dataset) and kwargs.get('shuffle', True): keys |= dict(weights=self.weights, n=self.n)
         return super().new(dataset, cls, **{**keys, **kwargs})
+
+    def get_idxs(self):
+        if self.weights is None: return super().get_idxs()
+        return np.random.default_rng([self.seed & 0xFFFFFFFFFFFFFFFF, self.epoch, self.copy]).choice(len(self.weights), self.n, p=self.weights).tolist()
 
     def shuffle_fn(self, idxs):
         order = np.random.default_rng([self.seed & 0xFFFFFFFFFFFFFFFF, self.epoch, self.copy]).permutation(len(idxs))
@@ -83,7 +104,7 @@ class SeededDL(TfmdDL):
         self.after_iter()
         if hasattr(self, 'it'): del self.it
 
-# %% ../../nbs/data/04_loader.ipynb #0fd2fb14
+# %% ../../nbs/data/04_loader.ipynb #99d618e4
 def seeded(
     dls:DataLoaders, # Plain fastai DataLoaders
     seed:int=42,     # The run's seed
