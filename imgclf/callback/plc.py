@@ -18,6 +18,7 @@ import torch
 from .targets import TargetTable
 from ..core import InputError, dl_ids, nearest, raise_all, set_ids, some
 from ..data.loader import seeded_rng
+from ..losses import exchange_loss, restore_loss
 
 # %% ../../nbs/callback/03_plc.ipynb #232a5f0b
 def label_ratio(
@@ -66,26 +67,36 @@ class ProgressiveLabelCorrection(TargetTable):
         theta=(.3, .1),          # (start, end) of θ, for rule='margin'
         scoring:str='train',     # 'train': outputs for the batches trained on; 'clean': of a pass without augmentation or mixing
         clean=None,              # True labels by id (Series or dict), where known: `progress` then counts right corrections
+        table=None,              # Soft targets by id, as `SoftLabels` takes, for images that are not corrected; or a `SoftLabels`
     ):
         raise_all(_problems(rule, warmup, epochs, window, delta, theta, scoring), 'ProgressiveLabelCorrection')
         self.rule, self.warmup, self.ids, self.epochs, self.window, self.scoring = rule, warmup, ids, epochs, window, scoring
         self.delta, self.theta, self.clean = tuple(delta), tuple(theta), None if clean is None else {k: str(v) for k, v in dict(clean).items()}
+        self.soft = table if table is None or isinstance(table, TargetTable) else TargetTable(table)
         self.reset()
 
     def reset(self):
         "Forget all corrections, and count epochs from zero. A new `fit` alone forgets nothing."
         super().reset()
+        if self.soft is not None: self.soft.reset()
         self.finished, self.now_delta, self.past, self.steps, self.seen, self.recording = 0, self.delta[0], [], [], [], False
         self.names, self.vocab, self.row_of = None, None, {}
         self.log = pd.DataFrame({k: pd.Series(dtype=v) for k, v in _LOG.items()})
 
     # Before an epoch
-    def before_train(self):
+    def before_fit(self):
         others = [o for o in self.learn.cbs if isinstance(o, TargetTable)]
-        if len(others) > 1: raise InputError(f'{", ".join(map(str, others))}: one table of targets a training; combine them into one')
+        if len(others) > 1: raise InputError(f'{", ".join(map(str, others))}: one table of targets a training; correction takes soft labels along: ProgressiveLabelCorrection(table=...)')
+
+    def before_train(self):
+        try: self._plan()
+        except BaseException: restore_loss(self.learn); raise
+
+    def _plan(self):
         mixers = [o for o in self.learn.cbs if {k.__name__ for k in type(o).__mro__} & {'MixHandler', 'Mix', 'MixUp', 'CutMix', 'CutMixUp'}]
         if mixers and self.scoring == 'train': raise InputError(f"{mixers[0]} mixes images, and outputs for a mix say nothing about one label; use ProgressiveLabelCorrection(scoring='clean')")
         self.fit_to(self.learn.dls)
+        if self.soft is not None: self.soft.learn = self.learn; exchange_loss(self.learn)
         self.seen, self.recording = [], False
         if hasattr(self.learn, 'lr_finder'): return                 # it trains on the labels in use, but is no epoch
         if self.epochs is None and (self.rule == 'margin' or isinstance(self.warmup, float)) and getattr(self.learn.opt, 'frozen_idx', 0) > 0:
@@ -111,6 +122,7 @@ class ProgressiveLabelCorrection(TargetTable):
             if not set(self.clean) & set(self.names): problems.append(f'clean has no training image: its ids are like {some(map(repr, self.clean), 2)}, theirs like {some(map(repr, ids), 2)}')
             if odd := sorted(set(self.clean.values()) - set(vocab)): problems.append(f'clean has classes that the data do not have: {some(odd)}; the vocab is {some(vocab)}')
         raise_all(problems, 'label correction')
+        if self.soft is not None: self.soft.fit_to(dls)
         self.fitted = (id(dls.train.dataset), vocab)
         self._to_device()
 
@@ -127,7 +139,11 @@ class ProgressiveLabelCorrection(TargetTable):
         if self.targets.device != y.device: self.targets = self.targets.to(y.device)
         self.rows = self.batch_rows()
         new = self.targets[self.rows.to(y.device, non_blocking=True)]
-        self.mine = torch.where(new < 0, y, new.to(y.dtype))
+        if self.soft is None: self.mine = torch.where(new < 0, y, new.to(y.dtype))
+        else:
+            self.soft.before_batch()                                # puts its rows in place of the labels
+            rows, new = self.learn.yb[0], new[:, None]
+            self.mine = torch.where(new < 0, rows, (new == torch.arange(rows.shape[1], device=y.device)).to(rows.dtype))
         self.learn.yb = (self.mine, *self.hard_yb[1:])
 
     def after_pred(self):
@@ -141,6 +157,7 @@ class ProgressiveLabelCorrection(TargetTable):
 
     # At an epoch's end
     def after_train(self):
+        restore_loss(self.learn)
         if hasattr(self.learn, 'lr_finder'): return
         self.finished += 1
         if not self.recording: return
@@ -252,19 +269,27 @@ class ProgressiveLabelCorrection(TargetTable):
     def state_dict(self):
         "All that a resumed training needs, as numbers, tensors and names."
         if self.names is None: return dict(finished=self.finished, ids=None)
-        ids = json.dumps([o.item() if isinstance(o, np.generic) else o for o in self.names]).encode()
-        return dict(finished=self.finished, delta=self.now_delta, ids=torch.from_numpy(np.frombuffer(ids, np.uint8).copy()), vocab=self.vocab, steps=[list(o) for o in self.steps],
+        soft = {} if self.soft is None else dict(ids=_bytes(self.soft.row_of), classes=self.soft.classes, probs=torch.tensor(self.soft.probs), missing=self.soft.missing)
+        return dict(finished=self.finished, delta=self.now_delta, ids=_bytes(self.names), vocab=self.vocab, steps=[list(o) for o in self.steps], soft=soft,
                     given=torch.tensor(self.given), labels=torch.tensor(self.now), past=[torch.tensor(o) for o in self.past],
                     log={k: torch.tensor(self.log[k].to_numpy()) for k in _LOG})
 
     def load_state_dict(self, state):
+        "Go on from there, with the soft targets that the training began with."
         self.reset()
         self.finished = state['finished']
         if state['ids'] is None: return
-        self._start(json.loads(state['ids'].numpy().tobytes()), list(state['vocab']))
+        self._start(_names(state['ids']), list(state['vocab']))
+        if soft := state.get('soft'):
+            rows = dict(zip(_names(soft['ids']), soft['probs'].numpy()))
+            self.soft = TargetTable({k: dict(zip(soft['classes'], v)) for k, v in rows.items()} if soft['classes'] else rows, missing=soft['missing'])
         self.now_delta, self.steps, self.past = state['delta'], [list(o) for o in state['steps']], [o.numpy().copy() for o in state['past']]
         self.given, self.now = (state[k].numpy().copy() for k in ('given', 'labels'))
         self.log = pd.DataFrame({k: state['log'][k].numpy().copy() for k in _LOG})
+
+def _bytes(names): return torch.from_numpy(np.frombuffer(json.dumps([o.item() if isinstance(o, np.generic) else o for o in names]).encode(), np.uint8).copy())
+
+def _names(data): return json.loads(data.numpy().tobytes())
 
 def _mean(total, count): return np.divide(total, count[:, None], out=np.full(total.shape, np.nan), where=count[:, None] > 0)
 
