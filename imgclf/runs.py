@@ -33,10 +33,10 @@ def save_items(items:pd.DataFrame, path):
     if is_multi(items): items = items.assign(label=[json.dumps(list(o), ensure_ascii=False) for o in items.label])
     with atomic_path(path) as tmp: items.to_csv(tmp, index=False)
 
-def load_items(path, multi:bool=False)->pd.DataFrame:
+def load_items(path, multi:bool=False, texts=())->pd.DataFrame:
     "Read items that `save_items` wrote."
     if not Path(path).is_file(): raise InputError(f'{path}: no such file; is this a run folder?')
-    text = dict(id=str, path=str, label=str)
+    text = dict.fromkeys(['id', 'path', 'label', *texts], str)   # `texts`: other columns that hold labels
     others = [c for c in pd.read_csv(path, nrows=0) if c not in text]
     items = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={c: [''] for c in others})   # an empty cell is missing, the word NA is not
     if multi: items['label'] = [tuple(json.loads(o)) for o in items.label]
@@ -81,7 +81,7 @@ class Run:
         if self.info.get('format') != FORMAT:
             raise InputError(f"{path}: written by imgclf {self.info.get('imgclf')} in format {self.info.get('format')}; this version reads format {FORMAT}. Install that version to open it")
         self.config = Config.load(self.path/'config.yaml')
-        self.items = load_items(self.path/'items.csv', self.info['multi'])
+        self.items = load_items(self.path/'items.csv', self.info['multi'], [self.config.clean_col] if self.config.clean_col else [])
         self.vocab, self.n_splits = self.info['vocab'], self.info['n_splits']
 
     def __repr__(self): return f'Run({self.path.name}: {len(self.items)} images, {len(self.vocab)} classes, {sum(map(self.done, range(self.n_splits)))} of {self.n_splits} folds done)'
@@ -133,8 +133,12 @@ def scores(self:Run,
 )->pd.DataFrame: # Rows `fold 0`…, `mean`, `sd`, `pooled`; columns `images, score, low, high` (95 %)
     "The run's metric per fold, its mean and standard deviation over folds, and pooled over all images with a 95 % interval."
     metric, multi = metric or self.config.metric, self.info['multi']
-    oof = self.oof.set_index('id').loc[self.items.id]      # paired by id, never by position
-    probs, targs = oof[self.prob_cols].to_numpy(dtype=np.float64), self.targets()
+    items = self.items
+    if self.config.clean_col:                              # where true labels are known, they score
+        items = items[items[self.config.clean_col].isin(self.vocab)]
+        items = items.assign(label=items[self.config.clean_col])
+    oof = self.oof.set_index('id').loc[items.id]           # paired by id, never by position
+    probs, targs = oof[self.prob_cols].to_numpy(dtype=np.float64), self.targets(items)
     def row(at):
         p, t = probs[at], targs[at]
         value = score(metric, p, t, self.vocab, multi)

@@ -32,7 +32,7 @@ from .augment import check_size, presize_tfms
 from .decode import SafeImage
 from .fold import split_fold
 from .loader import SeededDL
-from .sample import oversample as oversample_rows
+from .sample import oversample as oversample_rows, sample_weights, undersample as undersample_rows
 from .source import is_multi
 
 # %% ../../nbs/data/06_block.ipynb #00456d96
@@ -164,13 +164,14 @@ def vocab_of(
     return sorted({o for labels in items['label'] for o in labels} if is_multi(items) else set(items['label']))
 
 def fold_block(
-    items, fold, *, size, presize=None, method='squish', oversample=None, aug=True, stats='auto', cache=None, seed=42, item_tfms=None, batch_tfms=None,
+    items, fold, *, size, presize=None, method='squish', oversample=None, undersample=None, aug=True, stats='auto', cache=None, seed=42, item_tfms=None, batch_tfms=None,
 )->tuple: # (DataBlock, its rows: those of training first)
     "The DataBlock of a fold; `block.summary(rows)` shows each step. Arguments as in `fold_dls`."
     raise_all(_problems(size, presize, method, stats, cache, aug, item_tfms, batch_tfms), 'fold_dls')
     size, hw = check_size(size), check_size(size if presize is None else presize)
     train, valid = split_fold(items, fold)
-    more = train if oversample is None else oversample_rows(train, oversample, seed=seed)
+    more = train if undersample is None else undersample_rows(train, undersample, seed=seed)
+    if oversample is not None: more = oversample_rows(more, oversample, seed=seed)
     rows, n, multi = pd.concat([more, valid], ignore_index=True), len(more), is_multi(items)
     if n < 2: raise InputError(f'fold {fold} leaves {n} row to train on; two are the least')
     vocab = vocab_of(items)
@@ -197,6 +198,8 @@ def fold_dls(
     method:str='squish',  # How images get there: 'squish', 'pad' (black bars) or 'crop'
     bs:int=64,            # Images a batch
     oversample=None,      # `{label: k}` or 'balance': repeat rows of rare labels in training (`imgclf.data.sample`)
+    undersample=None,     # 'min', a number of rows or `{label: rows}`: keep some training rows of frequent labels, before any are repeated
+    sampler=None,         # 'weighted': an epoch's rows are drawn, each label equally likely (`epoch_coverage` says how many differ)
     aug=True,             # True, False, or a dict of arguments of `presize_tfms`
     stats='auto',         # 'auto': ImageNet's, until `make_learner` puts the pretrained model's own; 'imagenet'; 'train': of this fold's training rows; (mean, std)
     cache:str=None,       # 'ram': decode each image once, ever
@@ -212,10 +215,12 @@ def fold_dls(
     for k in kw:
         if k not in _LOADER: raise InputError(f'fold_dls has no argument {k!r}{nearest(k, [*_LOADER, *inspect.signature(fold_dls).parameters])}')
     if isinstance(bs, bool) or not isinstance(bs, (int, np.integer)) or bs < 1: raise InputError(f'bs={bs!r}: give a positive whole number of images a batch')
+    if sampler not in (None, 'weighted'): raise InputError(f"sampler={sampler!r}: None or 'weighted'{nearest(sampler, ['weighted'])}")
     if cache and num_workers: raise InputError(f"cache='ram' is memory of this process, which num_workers={num_workers} would not share; leave num_workers out")
-    block, rows = fold_block(items, fold, size=size, presize=presize, method=method, oversample=oversample, aug=aug, stats=stats, cache=cache,
+    block, rows = fold_block(items, fold, size=size, presize=presize, method=method, oversample=oversample, undersample=undersample, aug=aug, stats=stats, cache=cache,
                              seed=seed, item_tfms=item_tfms, batch_tfms=batch_tfms)
     n, held = int((rows['fold'] != fold).sum()), any(isinstance(o, RamImage) for o in block.type_tfms[0])
+    if sampler: kw['dl_kwargs'] = [dict(weights=sample_weights(rows[:n], fold=fold)), {}]
     return block.dataloaders(rows, bs=int(bs), seed=seed, num_workers=0 if held else _workers(num_workers, len(rows)),
                              **{'pin_memory': torch.cuda.is_available(), 'drop_last': n % bs == 1, **kw})
 
