@@ -189,8 +189,8 @@ def one_vs_rest_study(
         n = int((task.label == label).sum())
         say(f'class {i+1} of {len(tasks)}: {n} images of {label} against {len(task) - n} of the {len(items) - n} others')
         if check_out(folders[label], task, config, resume, make) or not all(map(Run(folders[label]).done, range(int(items.fold.max()) + 1))):
+            (folders[label]/'scores.parquet').unlink(missing_ok=True)     # of models that are no more
             cross_validate(task, config, make=make, out=folders[label], progress=progress)
-            (folders[label]/'scores.parquet').unlink(missing_ok=True)
         run = load_run(folders[label], make)
         if len(task) < len(items) and not (run.path/'scores.parquet').is_file(): say(f'predicting the {len(items) - len(task)} images that its task left out')
         scores[label] = _all_scores(run, items, label).to_numpy()

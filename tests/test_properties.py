@@ -1,15 +1,19 @@
-"Properties that hold for any table: folds partition the rows and never cut a group, sampling keeps what it must keep."
+"Properties that hold for any table: folds partition the rows and never cut a group, sampling keeps what it must keep, losses agree on hard and soft targets."
 import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 from sklearn.model_selection import StratifiedKFold
 
 from imgclf.core import InputError
 from imgclf.data.fold import make_folds, split_fold
-from imgclf.data.sample import class_weights, one_vs_rest, oversample, undersample
+from imgclf.data.loader import SeededDL
+from imgclf.data.sample import class_weights, epoch_coverage, one_vs_rest, oversample, sample_weights, undersample
+from imgclf.losses import FocalLoss, SoftTargetBCE, SoftTargetCE
+from imgclf.one_vs_rest import combine_scores
 
 fast = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -94,3 +98,54 @@ def test_one_vs_rest_keeps_every_class_of_the_rest(table, take, seed):
     was, n = items.label[out.index], items.label.value_counts()
     assert (out.label == label).sum() == n[label] and set(was) == set(items.label)
     for o, m in was[was != label].value_counts().items(): assert abs(m - take * n[o]) <= 1
+
+@fast
+@given(tables(multi=True), tables(), st.floats(0, 1), st.integers(1, 500))
+def test_weighted_rows_and_what_an_epoch_sees(tagged, table, power, n):
+    items, _ = table
+    w, count = sample_weights(items, power), items.label.value_counts()
+    share = w.groupby(items.label).sum()
+    assert np.allclose(share, (count**(1 - power)/(count**(1 - power)).sum())[share.index])
+    assert (w.index == items.index).all() and (w.groupby(items.label).nunique() == 1).all()
+    seen, even = epoch_coverage(w, n), epoch_coverage(np.ones(len(w)), n)
+    assert 0 < seen <= even + 1e-9 and np.isclose(epoch_coverage(w, 1), 1/len(w)) and seen*len(w) <= n + 1e-6
+    assert np.isclose((epoch_coverage(w, n, by=items.label)*count).sum()/len(w), seen)
+    tags = sample_weights(tagged[0], power)
+    assert np.isclose(tags.sum(), 1) and (tags > 0).all()
+
+@fast
+@given(st.integers(1, 40), st.integers(1, 100), st.integers(0, 2**63), st.integers(0, 99), st.data())
+def test_a_weighted_order_is_a_function_of_seed_and_epoch(size, n, seed, epoch, data):
+    w = np.array(data.draw(st.lists(st.sampled_from([0, 0, .5, 1, 7]), min_size=size, max_size=size).filter(any)))
+    def order(**kw): return SeededDL(list(range(size)), bs=4, num_workers=0, weights=w, n=n, **{**dict(seed=seed, epoch=epoch), **kw}).get_idxs()
+    assert len(order()) == n and order() == order() and not set(order()) & set(np.flatnonzero(w == 0))
+    if n > 60 and (w > 0).sum() > 5: assert order() != order(epoch=epoch + 1) != order(seed=seed + 1)
+
+@fast
+@given(st.integers(1, 20), st.integers(2, 9), st.floats(0, .9), st.floats(0, 5), st.booleans(), st.floats(.1, 300), st.integers(0, 2**32 - 1))
+def test_losses_agree_on_hard_and_soft_targets(n, c, eps, gamma, weighted, scale, seed):
+    g = torch.Generator().manual_seed(seed)
+    x, y = (scale*torch.randn(n, c, generator=g)).double().requires_grad_(), torch.randint(c, (n,), generator=g)
+    soft, other = (torch.rand(n, c, generator=g).double().softmax(1) for _ in range(2))
+    w = torch.rand(c, generator=g) + .1 if weighted else None
+    onehot = torch.nn.functional.one_hot(y, c)
+    for make in (lambda r, w=w: SoftTargetCE(w, eps, r), lambda r, w=w: FocalLoss(gamma, w, eps, r), lambda r, w=w: SoftTargetBCE(w, None, eps, r)):
+        for r in ('mean', 'sum', 'none'): torch.testing.assert_close(make(r)(x, y), make(r)(x, onehot))
+        torch.testing.assert_close(make('sum')(x, soft), make('none')(x, soft).sum())
+        torch.testing.assert_close(make('none')(x, .3*soft + .7*other), .3*make('none')(x, soft) + .7*make('none')(x, other))
+        if weighted: torch.testing.assert_close(make('mean')(x, soft), make('mean', 8*w)(x, soft))
+        value = make('mean')(x, soft)
+        slope, = torch.autograd.grad(value, x)
+        assert value.isfinite() and slope.isfinite().all() and value >= 0
+        assert torch.allclose(make('mean').activation(x).sum(1), torch.ones(n).double())
+    for targ in (y, soft): assert torch.equal(FocalLoss(0, w, eps)(x, targ), SoftTargetCE(w, eps)(x, targ))
+    assert (FocalLoss(gamma, w, eps, 'none')(x, soft) <= SoftTargetCE(w, eps, 'none')(x, soft) + 1e-9).all()
+
+@fast
+@given(st.integers(1, 30), st.integers(2, 9), st.floats(.01, 1), st.integers(0, 2**32 - 1))
+def test_scores_of_thinned_tasks_come_back_as_probabilities(n, c, take, seed):
+    p = np.random.default_rng(seed).dirichlet(np.full(c, .5), n).clip(1e-6, 1 - 1e-6)
+    p /= p.sum(1, keepdims=True)
+    thin = p/(p + take*(1 - p))
+    assert np.allclose(combine_scores(thin, take), p)
+    assert (combine_scores(thin, take).argmax(1) == combine_scores(thin).argmax(1)).all()
