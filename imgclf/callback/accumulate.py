@@ -60,10 +60,14 @@ class Accumulate(Callback):
 
     def _start_window(self): self.batches, self.mass, self.unit = 0, 0, None
 
+    def _drop(self):
+        "Forget the gradients of a window that was cancelled."
+        if self.batches: self.learn.opt.zero_grad()
+        self._start_window()
+
     def before_train(self):
         if len(others := [o for o in self.learn.cbs if isinstance(o, (Accumulate, GradientAccumulation))]) > 1: raise InputError(f'{", ".join(map(str, others))}: one of them a training')
-        self.learn.opt.zero_grad()             # of a window that was cancelled
-        self._start_window()
+        self._drop()
         self.per_step = self.ns[max(k for k in self.ns if k <= self.finished)]
 
     def before_backward(self):
@@ -87,7 +91,10 @@ class Accumulate(Callback):
         if self.clip is not None: nn.utils.clip_grad_norm_(self.learn.model.parameters(), self.clip)
 
     def after_train(self):
+        self._drop()
         if not hasattr(self.learn, 'lr_finder'): self.finished += 1
+
+    def after_fit(self): self._drop()
 
     def state_dict(self): return dict(finished=self.finished)
     def load_state_dict(self, state): self.finished = state['finished']
@@ -125,7 +132,9 @@ class EarlyStop(Callback):
         if self.monitor not in names: raise InputError(f"monitor={self.monitor!r} is not recorded; there are {some(names)}{nearest(self.monitor, names)}")
 
     def before_epoch(self):
-        if self.stopped and self.counting: raise CancelFitException
+        if not (self.stopped and self.counting): return
+        if hasattr(self.learn, 'progress'): print(f'no better {self.monitor} in {self.patience} epochs: stopped')
+        raise CancelFitException
 
     def before_train(self):
         if not self.counting: return

@@ -71,7 +71,6 @@ class Average(Callback):
 
     def update(self):
         "Take the model's weights into the average; the first time they are it."
-        if self.averaged is None: self.averaged = self.new_average(self.learn.model)
         self.averaged.update_parameters(self.learn.model)
         self.updates += 1
 
@@ -81,10 +80,14 @@ class Average(Callback):
         if len(others := [o for o in self.learn.cbs if isinstance(o, Average)]) > 1: raise InputError(f'{", ".join(map(str, others))}: one of them a training')
         self._swap_back()                      # where a validation was interrupted
         self.fitting, self.last_fit = True, False
-        if self.averaged is None: return
+        if not self.updates: self._start(); return      # now, since a copy that fails should fail before the training
         if [o.shape for o in _tensors(self.averaged.module)] != [o.shape for o in _tensors(self.learn.model)]:
             raise InputError(f'{self}: the model is no longer the one whose weights were averaged; call reset() for a new training')
         self.averaged.module.to(next(self.learn.model.parameters()).device)   # the counter stays on the CPU: to read it costs no waiting
+
+    def _start(self):
+        try: self.averaged = self.new_average(self.learn.model)
+        except (RuntimeError, TypeError) as e: raise InputError(f'{self}: {type(self.learn.model).__name__} cannot be copied, so its weights cannot be averaged ({e})') from e
 
     def before_train(self):
         if not self.counting: return
@@ -147,7 +150,7 @@ class Average(Callback):
         self.finished, self.updates = state['finished'], state['updates']
         if not self.updates: return
         if self.learn is None: raise InputError(f'{self}: its state needs the model; add it to the learner first')
-        self.averaged = self.new_average(self.learn.model)
+        self._start()
         self.averaged.module.load_state_dict(state['weights'])
         self.averaged.n_averaged.fill_(self.updates)
 
@@ -205,15 +208,14 @@ class SWA(Average):
         with seeded_rng('batch norm', self.finished), torch.random.fork_rng(gpus):
             for d in gpus:
                 with torch.cuda.device(d): torch.cuda.manual_seed(self.finished)
-            order = getattr(dl, '_DataLoader__idxs', None)
-            update_bn(_Inputs(self.learn, dl.new(**{} if order is None else dict(get_idxs=partial(list, order)))), _Spread(self.averaged.module))
+            if hasattr(dl, 'new'): dl = dl.new(get_idxs=partial(list, dl._DataLoader__idxs))     # fastai's; torch's own draws from what is seeded here
+            update_bn(_Inputs(self.learn, dl), _Spread(self.averaged.module))
 
 class _Inputs:
     "A loader's batches without targets, on the model's device; each batch wrapped once, as `update_bn` takes the first part."
     def __init__(self, learn, dl): self.learn, self.dl = learn, dl
     def __iter__(self):
-        n_inp = getattr(self.learn.dls, 'n_inp', 1)
-        for b in self.dl: yield (tuple(self.learn._set_device(b)[:n_inp]),)
+        for b in self.dl: yield (tuple(self.learn._set_device(b)[:getattr(self.learn.dls, 'n_inp', len(b) - 1)]),)
 
 class _Spread(torch.nn.Module):
     "A model called with a tuple of its inputs."
