@@ -112,8 +112,8 @@ def _tasks(items, config, take):
     if len(vocab) < 2: bad.append(f'all images are labelled {vocab[0]!r}: there is no rest')
     if items['id'].duplicated().any(): bad.append(f"ids in more than one row: {some(items['id'][items['id'].duplicated()])}")
     if len(gone := [i for i, p in zip(items['id'], items['path']) if not Path(p).is_file()]): bad.append(f'{len(gone)} images are not there: {some(gone)}')
-    for k, v in config.model_dump().items():
-        if isinstance(v, dict) and (named := [o for o in v if o in vocab]): bad.append(f'{k} names labels ({some(named)}), but each task has one of them and the rest; give what holds for all, or leave it out')
+    for k in ('oversample', 'undersample', 'class_weights'):
+        if isinstance(v := getattr(config, k), dict): bad.append(f'{k} names labels ({some(v)}), but each task has one of them and the rest; give what holds for all, or leave it out')
     raise_all(bad, 'one_vs_rest_study')
     if 'fold' not in items: items = make_folds(items, config.folds, group_col=config.group_col, duplicates=config.duplicates, seed=config.seed)
     rest = 'rest'
@@ -125,7 +125,7 @@ def _tasks(items, config, take):
 
 def _open(out, items, tasks, config, take, resume, make):
     "Make the study's folder, or check that it is this very study's; returns the folder of each class."
-    folders = {o: f"{i:0{len(str(len(tasks)))}d}_{re.sub(r'[^A-Za-z0-9-]+', '_', o)[:40].strip('_')}" for i, o in enumerate(tasks)}
+    folders = {o: f"{i:0{len(str(len(tasks)))}d}_{re.sub(r'[^\w-]+', '_', o)[:40].strip('_')}" for i, o in enumerate(tasks)}
     info = dict(take=float(take), items=fingerprint(items), folders=folders)
     if out.exists() and not out.is_dir(): raise InputError(f'{out} is a file; give a folder')
     held = sorted(o.name for o in out.iterdir()) if out.exists() else []
@@ -200,6 +200,7 @@ def one_vs_rest_study(
     oof = items[['id', 'fold']].reset_index(drop=True).join(pd.DataFrame(probs.astype(np.float32), columns=[f'p_{o}' for o in tasks]))
     with atomic_path(out/'oof.parquet') as tmp: oof.to_parquet(tmp)
     study = load_study(out, make)
+    with atomic_path(out/'study.png') as tmp: study.plot().savefig(tmp, format='png', dpi=80)
     accuracy = study.scores('accuracy').loc['pooled']
     say(f'all classes together: accuracy {accuracy.score:.4f} ({accuracy.low:.4f} to {accuracy.high:.4f}), in {out}')
     return study
