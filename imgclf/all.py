@@ -6,24 +6,30 @@ from fastai.vision.all import *
 from imgclf import demo
 from imgclf.config import Config, config_table
 from imgclf.core import InputError, batch_ids, set_ids
+from imgclf.callback.accumulate import Accumulate, EarlyStop
+from imgclf.callback.average import EMA, SWA
 from imgclf.callback.mix import CutMix, CutMixUp, MixUp
 from imgclf.callback.plc import ProgressiveLabelCorrection, SoftLabels
 from imgclf.callback.resize import ProgressiveSize, Stage, fit_progressive, set_size
 from imgclf.callback.seed import SeedEpochs
 from imgclf.callback.targets import TargetTable
+from imgclf.compare import compare_runs
+from imgclf.compose import config_learner
 from imgclf.crossval import cross_validate
 from imgclf.data.augment import presize_tfms
 from imgclf.data.block import channel_stats, fold_block, fold_dls, items_dl, set_stats
+from imgclf.data.clean import find_issues, prune
 from imgclf.data.decode import SafeImage, load_image
 from imgclf.data.fold import make_folds, split_fold
 from imgclf.data.loader import seeded
-from imgclf.data.sample import class_weights, one_vs_rest, oversample, undersample
+from imgclf.data.sample import class_weights, epoch_coverage, one_vs_rest, oversample, sample_weights, undersample
 from imgclf.data.scan import find_duplicates, scan_images, scan_summary, show_scan
 from imgclf.data.source import check_items, items_from_df, items_from_folder
 from imgclf.data.soft import changed_labels, show_changed, soften_items, soften_labels
 from imgclf.experiment import Experiment, load_run
 from imgclf.learner import find_lr, make_learner
-from imgclf.losses import SoftTargetCE
+from imgclf.losses import FocalLoss, SoftTargetBCE, SoftTargetCE
+from imgclf.one_vs_rest import one_vs_rest_study
 from imgclf.report import write_report
 from imgclf.submit import write_submission
 from imgclf.tta import merge_preds, tta, tta_gain

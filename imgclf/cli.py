@@ -6,8 +6,8 @@ Docs: https://imgclf.github.io/imgclf/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'Source', 'Labels', 'IdCol', 'FnCol', 'LabelCol', 'LabelCols', 'Suffix', 'LabelDelim', 'Multi', 'Recipe',
-           'ConfigFile', 'Settings', 'RunDir', 'Tta', 'one_message', 'command', 'make_config', 'scan', 'fit', 'predict',
-           'submit', 'report', 'demo', 'config', 'main']
+           'ConfigFile', 'Settings', 'RunDir', 'Tta', 'Merge', 'AugOf', 'one_message', 'command', 'make_config', 'scan',
+           'fit', 'predict', 'submit', 'tta', 'compare', 'report', 'demo', 'config', 'main']
 
 # %% ../nbs/50_cli.ipynb #80aca5c1
 import errno, os, shlex, warnings
@@ -18,7 +18,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .config import Config, config_layers, list_recipes, parse_settings
+from .config import Config, config_layers, list_recipes, parse_settings, read_yaml
 from .core import InputError
 
 # %% ../nbs/50_cli.ipynb #eb6e1d38
@@ -81,7 +81,11 @@ Recipe = Annotated[Optional[str], typer.Option('--recipe', metavar='NAME', help=
 ConfigFile = Annotated[Optional[str], typer.Option('--config', metavar='FILE.yaml', help='file of settings', show_default=False)]
 Settings = Annotated[Optional[list[str]], typer.Option('--set', metavar='KEY=VALUE', help='any setting of `imgclf config`, its value as in YAML; may be repeated', show_default=False)]
 RunDir = Annotated[str, typer.Argument(metavar='RUN', help='run folder that `imgclf fit` made')]
-Tta = Annotated[int, typer.Option('--tta', metavar='N', min=0, help='augmented copies to average over, besides the plain image')]
+Tta = Annotated[int, typer.Option('--tta', metavar='N', min=0, help='augmented copies to average over, besides the plain image (`imgclf tta` says whether that helps)')]
+Merge = Annotated[str, typer.Option('--merge', help='how the copies are put together: mean, max or gmean')]
+AugOf = Annotated[str, typer.Option('--aug', help='copies as in training (train), or half (light) or twice (heavy) as far from the image')]
+
+_YAML = {'oversample', 'undersample', 'class_weights', 'accumulate', 'stages', 'arch_args', 'plc_warmup'}   # options whose values are more than a word or a number
 
 def make_config(
     given:dict,       # Options by name; those that are no settings, or `None`, are left aside
@@ -91,6 +95,7 @@ def make_config(
 )->Config:
     "The config that a command line means: --set over options over --config over --recipe over the defaults."
     given = {k: v for k, v in given.items() if k in Config.model_fields and v is not None}
+    for k in _YAML & given.keys(): given[k] = read_yaml(given[k], f'the value of --{k.replace("_", "-")}')
     if 'label_cols' in given: given['label_cols'] = [o.strip() for o in given['label_cols'].split(',')]
     layers = [layer for name in (recipe, config) if name for layer in config_layers(name)]
     return Config.layered(*layers, given, parse_settings(settings or []))
@@ -139,6 +144,10 @@ def fit(
     epochs: _opt('epochs', int) = None, lr: _opt('lr', float) = None, bs: _opt('bs', int) = None,
     folds: _opt('folds', int) = None, group_col: _opt('group_col') = None, seed: _opt('seed', int) = None, on_bad: _opt('on_bad') = None,
     resume: Annotated[bool, typer.Option('--resume/--no-resume', help='go on where an interrupted run stopped; --no-resume asks for a new folder')] = True,
+    schedule: _opt('schedule') = None, stages: _opt('stages') = None, opt: _opt('opt') = None, label_smoothing: _opt('label_smoothing', float) = None,
+    oversample: _opt('oversample') = None, undersample: _opt('undersample') = None, sampler: _opt('sampler') = None, class_weights: _opt('class_weights') = None,
+    loss: _opt('loss') = None, mix: _opt('mix') = None, soft_labels: _opt('soft_labels', more=' (RUN)') = None, plc: _opt('plc') = None, clean_col: _opt('clean_col') = None,
+    accumulate: _opt('accumulate') = None, average: _opt('average') = None, patience: _opt('patience', int) = None, tta: _opt('tta', int) = None,
     recipe: Recipe = None, config: ConfigFile = None, settings: Settings = None,
 ):
     "Cross-validate a model on a folder or a table of images; leaves a run folder."
@@ -154,14 +163,14 @@ def predict(
     run: RunDir,
     images: Annotated[str, typer.Argument(metavar='IMAGES', help='folder of images, at any depth, or one image')],
     out: Annotated[str, typer.Option(metavar='FILE.csv', help='predictions to write: id, label, confidence, p_<class>…')],
-    tta: Tta = 0,
+    tta: Tta = 0, merge: Merge = 'mean', aug: AugOf = 'train',
 ):
     "Predict new images by the mean of the folds' models."
     from imgclf.submit import check_output
     out = check_output(out, images)
     from imgclf.experiment import load_run
     from imgclf.runs import save_items
-    preds = load_run(run).predict(images, tta=tta)
+    preds = load_run(run).predict(images, tta=tta, merge=merge, aug=aug)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_items(preds, out)
     typer.echo(f'{len(preds):,} images: {", ".join(f"{k} {v:,}" for k, v in preds.label.value_counts().head(8).items())}\npredictions: {out}')
@@ -176,7 +185,7 @@ def submit(
     positive: Annotated[Optional[str], typer.Option(metavar='CLASS', help='where the sample has one column of probabilities: the class they are of', show_default=False)] = None,
     competition: Annotated[Optional[str], typer.Option(metavar='NAME', help='send the submission to this Kaggle competition', show_default=False)] = None,
     message: Annotated[str, typer.Option(metavar='TEXT', help='note to go with it')] = 'imgclf',
-    tta: Tta = 0,
+    tta: Tta = 0, merge: Merge = 'mean', aug: AugOf = 'train',
 ):
     "Predict test images and fill a sample submission by id; send it with --competition."
     from imgclf.submit import check_output, fill_submission, send_submission, write_submission
@@ -186,11 +195,43 @@ def submit(
     items, rule = images_to_items(images, r.config.suffix), dict(suffix=r.config.suffix, positive=positive, label_delim=r.config.label_delim or ' ')
     label = tuple(r.vocab[:1]) if r.info['multi'] else r.vocab[0]
     fill_submission(items[['id']].assign(label=[label]*len(items), **{f'p_{o}': 1/len(r.vocab) for o in r.vocab}), sample, **rule)   # does it fit at all?
-    done = write_submission(r.predict(images, tta=tta), sample, out, **rule)
+    done = write_submission(r.predict(images, tta=tta, merge=merge, aug=aug), sample, out, **rule)
     typer.echo(f'submission: {out} ({len(done):,} rows)')
     if competition: typer.echo(f'{competition}: {send_submission(out, competition, message)}')
 
-# %% ../nbs/50_cli.ipynb #88778143
+# %% ../nbs/50_cli.ipynb #ca2aed06
+@command()
+def tta(
+    run: RunDir,
+    n: Annotated[int, typer.Option('--tta', metavar='N', min=1, help='augmented copies')] = 4,
+    aug: AugOf = 'train',
+):
+    "What test-time augmentation gains on the out-of-fold images, with its interval."
+    from imgclf.experiment import load_run
+    table = load_run(run).tta_gain(n, aug)
+    name, points = table.index.name, lambda v: f'{v:+.4f}'
+    typer.echo(f'{name}: plain {table.score["plain"]:.4f}')
+    for o, r in table.drop('plain').iterrows(): typer.echo(f'{o:<6} {r.score:.4f}  gain {points(r.gain)} (95 % {points(r.low)} to {points(r.high)}): {r.verdict}')
+    typer.echo(f'table: {Path(run)/"tta.csv"}')
+
+# %% ../nbs/50_cli.ipynb #2c486e90
+@command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar='RUN RUN…', help='run folders; the others are compared with the first')],
+    metric: Annotated[Optional[str], typer.Option(help='accuracy, error_rate, macro_f1, log_loss, roc_auc or kappa; the first run\'s own unless given', show_default=False)] = None,
+    picture: Annotated[Optional[str], typer.Option(metavar='FILE.png', help='draw the gains with their intervals', show_default=False)] = None,
+):
+    "Whether one run is better than another, with the interval of the difference."
+    if len(runs) < 2: raise InputError(f'{runs[0]} alone cannot be compared; name two runs or more')
+    from imgclf.compare import compare_runs
+    found = compare_runs(*runs, metric=metric)
+    typer.echo(f'{found}\n\n{found.table.round(4).to_string(na_rep="")}\n\nrecall of each class\n{found.per_class.round(3).to_string()}')
+    if picture:
+        from imgclf.core import atomic_path
+        with atomic_path(picture) as tmp: found.plot().savefig(tmp, format='png', bbox_inches='tight')
+        typer.echo(f'picture: {picture}')
+
+# %% ../nbs/50_cli.ipynb #c8dd9763
 @command()
 def report(run: RunDir):
     "Write a run's report anew: scores, curves, confusion, most doubtful images."
@@ -226,5 +267,5 @@ def main(
     "The program `imgclf`; ends with `SystemExit`."
     app(args, prog_name='imgclf')
 
-# %% ../nbs/50_cli.ipynb #bf5e474d
+# %% ../nbs/50_cli.ipynb #698a7f1d
 if __name__ == '__main__': main()

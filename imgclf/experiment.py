@@ -25,8 +25,9 @@ from tqdm.auto import tqdm
 
 import imgclf.demo
 from .config import Config
-from .core import InputError, atomic_path, batch_key, nearest, read_json, some
-from .crossval import CVResult, config_learner, cross_validate
+from .core import InputError, atomic_path, nearest, raise_all, read_json, some
+from .compose import config_learner
+from .crossval import CVResult, cross_validate
 from .data.augment import check_size, presize_tfms
 from .data.block import FitImage, items_dl
 from .data.decode import SafeImage
@@ -34,9 +35,11 @@ from .data.fold import make_folds
 from .data.loader import SeededDL
 from .data.source import check_items, items_from_df, items_from_folder, scan_images, scan_summary, show_scan
 from .learner import build_model, choose_precision, load_weights
+from .losses import SoftTargetBCE
 from .models.build import library_of
 from .report import write_report
 from .runs import Run, check_out
+from .tta import Copies, TTAPreds, check_merge, merge_preds, tta_gain
 
 # %% ../nbs/42_experiment.ipynb #a76ad38f
 DEMOS = ('elpv', 'mnist5k', 'fashion_mnist', 'digits')
@@ -91,6 +94,7 @@ class Experiment:
         res = cross_validate(items, self.config, out=out, resume=resume, progress=progress)
         if scan is not None:
             with atomic_path(res.run.path/'scan.png') as tmp: show_scan(items, scan).savefig(tmp, format='png', bbox_inches='tight', dpi=80)
+        if self.config.tta: say(f'test-time augmentation, {self.config.tta} copies:\n{res.run.tta_gain(self.config.tta, progress=progress).round(4)}')
         write_report(res.run)
         return res
 
@@ -111,7 +115,7 @@ def learner(self:Run,
     if not self.model_file(fold).is_file(): raise InputError(f'{self.path.name}: fold {fold} is not finished; resume the run')
     if self.make is None and self.info['make'] is not None:
         raise InputError(f"{self.path.name} was trained with make={self.info['make']}, which the folder does not hold; open it by load_run(path, make=...)")
-    learn = self.make(self.items, fold) if self.make else config_learner(self.config.set(dict(pretrained=False, weights=None)), self.items, fold)
+    learn = self.make(self.items, fold) if self.make else config_learner(self.config.set(dict(pretrained=False, weights=None, soft_labels=None)), self.items, fold)
     load_weights(learn, self.model_file(fold))
     return learn
 
@@ -156,48 +160,74 @@ def models(self:Run)->list: # What `load_model` gives, for each fold
     return [load_model(self.model_file(k)) for k in range(self.n_splits)]
 
 @patch
+def _check_tta(self:Run, n):
+    "Raise `InputError` where this run cannot predict from `n` augmented copies."
+    if isinstance(n, bool) or not isinstance(n, int) or n < 0: raise InputError(f'tta={n!r}: give a number of augmented copies, 0 or more')
+    if n and self.info['make'] is not None: raise InputError(f"tta={n}: this run's learners (make={self.info['make']}) have transforms of their own; use imgclf.tta.tta on each run.learner(fold)")
+    if n and self.config.aug is False: raise InputError(f'tta={n}: this run was trained without augmentation (aug is false), so augmented copies are what its models never saw; leave tta out')
+
+@patch
 def predict(self:Run,
     images,              # A folder, one file, a list of files, or a DataFrame with `id` and `path`
     tta:int=0,           # Augmented copies an image, averaged with the plain one; 0: none
     bs:int=None,         # Images a batch; None: the run's
     num_workers:int=None,# Processes that read images
     progress:bool=True,  # A progress bar
+    *,
+    merge:str='mean',    # How views are put together: 'mean', 'max' (renormalised) or 'gmean'
+    beta:float=.25,      # Weight of the plain image in a mean, 0 to 1
+    aug:str='train',     # Copies as in training, 'light' or 'heavy': half and twice as wide
 )->pd.DataFrame:         # `id, label, confidence, p_<class>…`, in the order given
     "The mean of the folds' models for new images. Raises `InputError` for images that cannot be read, all of them named."
-    if isinstance(tta, bool) or not isinstance(tta, int) or tta < 0: raise InputError(f'tta={tta!r}: give a number of augmented copies, 0 or more')
-    if tta and self.info['make'] is not None: raise InputError(f"tta={tta}: this run's learners (make={self.info['make']}) have transforms of their own; use imgclf.tta.tta on each run.learner(fold)")
-    if tta and self.config.aug is False: raise InputError(f'tta={tta}: this run was trained without augmentation (aug is false), so augmented copies are what its models never saw; leave tta out')
+    self._check_tta(tta)
+    raise_all(check_merge(beta, merge))
     items = images_to_items(images, self.config.suffix)
     if self.info['make'] is not None: probs = self._predict_by_learners(items, bs)
-    else: probs = self._predict_by_models(items, tta, bs or self.config.bs, num_workers, progress)
+    else:
+        plain, copies = self._views(items, self.models(), tta, aug, bs, num_workers, progress)
+        probs = (plain if copies is None else merge_preds(plain, copies, beta, merge)).numpy()
     return as_predictions(items.id, probs, self.vocab, (self.config.label_delim or ' ') if self.info['multi'] else None)
 
 @patch
-def _predict_by_models(self:Run, items, tta, bs, num_workers, progress):
-    "Each image decoded once; every model, and every augmented copy, from the same pixels."
-    c, models = self.config, self.models()
-    aug = c.aug if isinstance(c.aug, dict) else {}
-    tfms, dev = presize_tfms(c.size, **aug), default_device()
+def _views(self:Run, items, models, n, aug, bs, num_workers, progress):
+    """Mean over `models` of the probabilities for each view of an image: plain (N, C), and augmented copies (n, N, C).
+    Each image is decoded once; every model and every copy start from the same pixels."""
+    c, dev = self.config, default_device()
+    tfms = presize_tfms(c.size, **(c.aug if isinstance(c.aug, dict) else {}))
     if num_workers is None: num_workers = c.num_workers if c.num_workers is not None else 0 if len(items) < 300 else min(8, os.cpu_count())
     ds = TfmdLists(items, [ColReader('path'), SafeImage.create], split_idx=1)
-    dl = SeededDL(ds, bs=bs, num_workers=num_workers, device=dev, after_item=[FitImage(check_size(c.presize or c.size), c.method), ToTensor()])
-    act = torch.sigmoid if self.info['multi'] else partial(torch.softmax, dim=-1)
-    def one(x, split_idx):
-        for t in tfms: x = t(x, split_idx=split_idx)
-        norm = [(x - torch.tensor(mean, device=dev).view(1, -1, 1, 1))/torch.tensor(std, device=dev).view(1, -1, 1, 1) for _, mean, std, _ in models]
-        return sum(act(m(o)) for (m, *_), o in zip(models, norm))/len(models)
-    res, start = [], 0
-    with torch.inference_mode(), tqdm(total=len(items), unit='img', desc='predicting', disable=not progress) as bar:
-        for x in dl:
-            x, = x if isinstance(x, (tuple, list)) else (x,)
-            p = one(x, 1)
-            if tta:
-                copies = []
-                for k in range(tta):
-                    with batch_key(c.seed, 0, np.arange(start, start + len(x)), copy=k + 1): copies.append(one(x, 0))
-                p = torch.lerp(sum(copies)/tta, p, .25)
-            res.append(p.float().cpu()); start += len(x); bar.update(len(x))
-    return torch.cat(res).numpy()
+    dl = SeededDL(ds, bs=bs or c.bs, num_workers=num_workers, device=dev, after_item=[FitImage(check_size(c.presize or c.size), c.method), ToTensor()], after_batch=tfms)
+    views = Copies(dl, n, c.seed, aug) if n else dl
+    act = torch.sigmoid if self.info['multi'] else SoftTargetBCE().activation if c.loss == 'bce' else partial(torch.softmax, dim=-1)
+    models = [(m, *(torch.tensor(o, device=dev).view(1, -1, 1, 1) for o in (mean, std))) for m, mean, std, _ in models]
+    res = []
+    with torch.inference_mode(), tqdm(total=len(items)*(n + 1), unit='img', desc='predicting', disable=not progress) as bar:
+        for x in views:
+            x = (x[0] if isinstance(x, (tuple, list)) else x).as_subclass(torch.Tensor)
+            res.append((sum(act(m((x - mean)/std)) for m, mean, std in models)/len(models)).float().cpu()); bar.update(len(x))
+    return views.split(torch.cat(res)) if n else (torch.cat(res), None)
+
+@patch
+def tta_gain(self:Run,
+    n:int=4,             # Augmented copies, 1 or more
+    aug:str='train',     # 'train': as in training; 'light', 'heavy': half and twice as wide
+    metric=None,         # None: the run's own
+    policies:dict=None,  # `{name: dict(merge=…, beta=…)}`; None: mean, max and gmean
+    progress:bool=True,  # A progress bar
+)->pd.DataFrame:         # A row a policy: `score, gain, low, high, verdict`
+    """What test-time augmentation gains on the out-of-fold images, each predicted by the model that did not train on it.
+    Writes the table as `tta.csv` into the run folder."""
+    self._check_tta(n or 0)
+    if not n: raise InputError('n=0: without copies there is nothing to compare; give 1 or more, as 4')
+    self.oof       # complete, or an error that says what is missing
+    found, targs = [], self.targets()
+    for k in range(self.n_splits):
+        at = np.flatnonzero(self.items.fold == k)
+        plain, copies = self._views(self.items.iloc[at][['id', 'path']].reset_index(drop=True), [load_model(self.model_file(k))], n, aug, None, None, progress)
+        found.append(TTAPreds(self.items.id.to_numpy()[at], plain, torch.from_numpy(targs[at]), plain, copies))
+    table = tta_gain(found, metric or self.config.metric, policies, vocab=self.vocab)
+    with atomic_path(self.path/'tta.csv') as tmp: table.to_csv(tmp)
+    return table
 
 @patch
 def _predict_by_learners(self:Run, items, bs):
@@ -213,7 +243,7 @@ def as_predictions(ids, probs, vocab, delim=None)->pd.DataFrame:
     label = [vocab[j] for j in probs.argmax(1)] if delim is None else [delim.join(vocab[j] for j in np.flatnonzero(p > .5)) for p in probs]
     return pd.DataFrame(dict(id=np.asarray(ids), label=label, confidence=probs.max(1), **{f'p_{o}': probs[:, j] for j, o in enumerate(vocab)}))
 
-# %% ../nbs/42_experiment.ipynb #49e9655f
+# %% ../nbs/42_experiment.ipynb #dc6dbdc1
 PUBLISHED = (.8842, 'published: VGG-19 fine-tuned, one 75/25 split (Deitsch et al., arXiv 1807.02894)')
 
 def hold_back(items:pd.DataFrame, n:int=6, seed:int=42)->tuple:
