@@ -144,7 +144,7 @@ def MaxBlurPool(
     padding:int=0, ndim:int=2, ceil_mode:bool=True, # Not used: what fastai's `MaxPool` takes
 )->nn.Module:        # (B, C, h, w) to (B, C, ⌈h/stride⌉, ⌈w/stride⌉)
     "The largest of 3 × 3 at every position, a blur, and only then every `stride`-th position."
-    return nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), BlurPool2d(stride=stride or ks))
+    return nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), BlurPool2d(stride=stride or ks, pad_mode='replicate'))
 
 # %% ../../nbs/models/00_build.ipynb #c34edd14
 POOLS = dict(AvgPool=AvgPool, MaxPool=MaxPool, MaxBlurPool=MaxBlurPool)
