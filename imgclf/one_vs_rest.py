@@ -125,7 +125,8 @@ def _tasks(items, config, take):
 
 def _open(out, items, tasks, config, take, resume, make):
     "Make the study's folder, or check that it is this very study's; returns the folder of each class."
-    folders = {o: f"{i:0{len(str(len(tasks)))}d}_{re.sub(r'[^\w-]+', '_', o)[:40].strip('_')}" for i, o in enumerate(tasks)}
+    slug = lambda o: re.sub(r'[^\w-]+', '_', o)[:40].strip('_')
+    folders = {o: f'{i:0{len(str(len(tasks)))}d}_{slug(o)}' for i, o in enumerate(tasks)}
     info = dict(take=float(take), items=fingerprint(items), folders=folders)
     if out.exists() and not out.is_dir(): raise InputError(f'{out} is a file; give a folder')
     held = sorted(o.name for o in out.iterdir()) if out.exists() else []
