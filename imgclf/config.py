@@ -258,6 +258,11 @@ def _clashes(c):
         yield "class_weights=balance has no effect where every label is trained on equally often (sampler, oversample=balance or undersample=min); leave one of them out"
     if c.soft_when == 'always' and c.soft_use == 'hard' and c.soft_labels: yield "soft_when=always with soft_use=hard changes nothing where predictions and label agree; give soft_use=proba, or soft_when=disagree"
     if c.mix and c.plc and c.plc_scoring == 'train': yield f'plc={c.plc} with mix={c.mix}: outputs for a blend say nothing about one label; give plc_scoring=clean'
+    total = sum(o.epochs for o in c.stages or []) or c.epochs
+    if c.schedule == 'fine_tune': total += c.freeze_epochs
+    for k, on, what in (('mix_off_last', c.mix, 'no epoch would be mixed'), ('swa_start', c.average == 'swa', 'nothing would be averaged'), ('plc_warmup', c.plc, 'no label would be corrected')):
+        if on and isinstance(getattr(c, k), int) and getattr(c, k) >= total + (k == 'plc_warmup'): yield f'{k}={getattr(c, k)}: there are {total} epochs in all, so {what}; give fewer, or train longer'
+    if isinstance(c.accumulate, dict) and 0 not in c.accumulate: yield f'accumulate={c.accumulate}: say what holds from epoch 0, as {{0: 1, 5: 4}}'
     if c.plc and isinstance(c.plc_warmup, int) and c.plc_warmup < 1: yield f'plc_warmup={c.plc_warmup}: correction looks back at one epoch at least; give 1 or more, or a share'
     if c.tta and c.aug is False: yield f'tta={c.tta}: without augmentation (aug is false) all copies would be the plain image'
     if c.labels and not c.source: yield f'labels={c.labels!r} is given without source, the folder that holds its images'

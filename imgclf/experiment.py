@@ -214,7 +214,7 @@ def tta_gain(self:Run,
     metric=None,         # None: the run's own
     policies:dict=None,  # `{name: dict(merge=…, beta=…)}`; None: mean, max and gmean
     progress:bool=True,  # A progress bar
-)->pd.DataFrame:         # A row a policy: `score, gain, low, high, verdict`
+)->pd.DataFrame:         # A row a policy: `score, gain, low, high, p, verdict`
     """What test-time augmentation gains on the out-of-fold images, each predicted by the model that did not train on it.
     Writes the table as `tta.csv` into the run folder."""
     self._check_tta(n or 0)

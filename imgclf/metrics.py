@@ -6,12 +6,13 @@ Docs: https://imgclf.github.io/imgclf/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['METRICS', 'metric_name', 'greater_is_better', 'score', 'EpochScore', 'learner_metrics', 'accuracy_interval',
-           'bootstrap_interval']
+           'bootstrap_interval', 'mcnemar', 'paired_gain']
 
 # %% ../nbs/11_metrics.ipynb #53c5aa36
 import warnings
 
 import numpy as np
+import pandas as pd
 import torch
 from fastai.learner import Metric
 from scipy.stats import binomtest
@@ -223,3 +224,48 @@ def bootstrap_interval(
         raise InputError(f'{metric_name(metric)} is undefined in {share:.0%} of the draws: {len(probs)} images are too few for an interval')
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+# %% ../nbs/11_metrics.ipynb #86122c79
+def mcnemar(
+    a,       # bool (N,): where the first is right
+    b,       # bool (N,): where the second is right
+)->float:    # p, two-sided
+    "McNemar's exact test. Source: McNemar, Psychometrika 12 (1947); the exact form is a binomial test on the images that one of the two gets right."
+    a, b = np.asarray(a, bool), np.asarray(b, bool)
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    return 1. if only_a + only_b == 0 else float(binomtest(only_b, only_a + only_b).pvalue)
+
+def paired_gain(
+    probs:dict,           # {name: (N, C) probabilities}; the first is compared with
+    targs,                # (N,) class numbers, or 0/1 (N, C)
+    metric='accuracy',    # A name in `metrics.METRICS`, or a function(targs, probs)
+    *,
+    vocab=None,           # Names of the classes
+    multi:bool=None,      # As in `score`
+    n:int=1000,           # Draws
+    seed:int=42,          # Of the draws
+    level:float=.95,      # Confidence
+)->pd.DataFrame:          # A row a model: `score, gain, low, high, p, verdict`; a gain is positive where it is better
+    "Paired bootstrap intervals of what each model gains over the first."
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 10: raise InputError(f'n={n!r}: give at least 10 draws; 1000 is usual')
+    if not 0 < level < 1: raise InputError(f'level={level!r}: give a share between 0 and 1, such as .95')
+    targs, sign = np.asarray(targs), 1 if greater_is_better(metric) else -1
+    value = lambda p, at=slice(None): score(metric, p[at], targs[at], vocab, multi)
+    own = {k: value(p) for k, p in probs.items()}
+    right = {k: p.argmax(1) == targs for k, p in probs.items()} if targs.ndim == 1 else None
+    fast = metric == 'accuracy' and right is not None
+    hits = np.stack([*right.values()]).astype(float) if fast else None
+    rng, draws = np.random.default_rng(seed), []
+    for _ in range(n):
+        at = rng.integers(0, len(targs), len(targs))
+        try: scores = hits[:, at].mean(1) if fast else np.array([value(p, at) for p in probs.values()])
+        except InputError: continue      # a draw without some class, where the metric is undefined
+        draws.append(sign*(scores - scores[0]))
+    if len(draws) < .9*n: raise InputError(f'{metric_name(metric)} is undefined in {1 - len(draws)/n:.0%} of the draws: {len(targs)} images are too few for an interval')
+    low, high = np.quantile(draws, [(1 - level)/2, (1 + level)/2], axis=0) + 0.
+    first = next(iter(own))
+    res = pd.DataFrame(dict(score=own, gain={k: sign*(v - own[first]) + 0. for k, v in own.items()}, low=dict(zip(probs, low)), high=dict(zip(probs, high))))
+    if right is not None: res['p'] = {k: mcnemar(right[first], o) for k, o in right.items()}
+    res['verdict'] = np.where(res.low > 0, 'better', np.where(res.high < 0, 'worse', 'unclear'))
+    res.loc[first, ['verdict'] + (['p'] if 'p' in res else [])] = [''] + ([np.nan] if 'p' in res else [])
+    return res.rename_axis(metric_name(metric))

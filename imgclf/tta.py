@@ -23,7 +23,7 @@ from fasttransform.transform import compose_tfms
 from .core import InputError, batch_key, dl_ids, nearest, raise_all, some
 from .data.augment import FusedPresize
 from .data.loader import seeded_rng
-from .metrics import greater_is_better, metric_name, score
+from .metrics import paired_gain
 
 # %% ../nbs/32_tta.ipynb #19ade241
 STRENGTHS = dict(train=1., light=.5, heavy=2.)
@@ -168,31 +168,16 @@ def tta_gain(
     *,
     vocab=None,            # Names of the classes, for metrics that need them
     level:float=.95,       # Confidence
-)->pd.DataFrame:           # A row a policy: `score, gain, low, high, verdict`
+)->pd.DataFrame:           # A row a policy: `score, gain, low, high, p, verdict`
     "Paired bootstrap interval of what each way of merging gains over the plain prediction, on the same images."
     results = list(results) if isinstance(results, (list, tuple)) else [results]
     policies = {o: dict(merge=o) for o in MERGES} if policies is None else policies
-    name, sign = metric_name(metric), 1 if greater_is_better(metric) else -1
     problems = [f'{name}: {o}' for name, p in policies.items() for o in ([f'unknown {some(set(p) - {"merge", "beta"})}; a policy has merge and beta'] if set(p) - {'merge', 'beta'} else check_merge(p.get('beta', .25), p.get('merge', 'mean')))]
     if not results or not all(isinstance(o, TTAPreds) for o in results): problems.append('give what tta returned, or a list of that')
     elif any(o.targs is None for o in results): problems.append('the images have no targets, so nothing can be scored; predict a loader with labels')
     elif len(twice := pd.Index(np.concatenate([o.ids for o in results]))) != twice.nunique() and len(results) > 1:
         problems.append(f'images stand in several of the results ({some(twice[twice.duplicated()].unique())}); give one result a fold')
-    if not 0 < level < 1: problems.append(f'level={level!r}: give a share between 0 and 1, such as .95')
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 10: problems.append(f'n={n!r}: give at least 10 draws; 1000 is usual')
     raise_all(problems, 'tta_gain')
     targs = torch.cat([o.targs for o in results]).numpy()
     probs = {'plain': torch.cat([o.plain for o in results]).numpy(), **{k: torch.cat([merge_preds(o.plain, o.copies, **p) for o in results]).numpy() for k, p in policies.items()}}
-    value = lambda p, at=slice(None): score(metric, p[at], targs[at], vocab)
-    first, rng, draws = {k: value(p) for k, p in probs.items()}, np.random.default_rng(seed), []
-    for _ in range(n):
-        at = rng.integers(0, len(targs), len(targs))
-        try: scores = [value(p, at) for p in probs.values()]
-        except InputError: continue      # a draw without some class, where the metric is undefined
-        draws.append(sign*(np.array(scores) - scores[0]) + 0.)
-    if len(draws) < .9*n: raise InputError(f'{name} is undefined in {1 - len(draws)/n:.0%} of the draws: {len(targs)} images are too few for an interval')
-    low, high = np.quantile(draws, [(1 - level)/2, (1 + level)/2], axis=0)
-    res = pd.DataFrame(dict(score=first, gain={k: sign*(v - first['plain']) + 0. for k, v in first.items()}, low=dict(zip(probs, low)), high=dict(zip(probs, high))))
-    res['verdict'] = np.where(res.low > 0, 'better', np.where(res.high < 0, 'worse', 'unclear'))
-    res.loc['plain', 'verdict'] = ''
-    return res.rename_axis(name)
+    return paired_gain(probs, targs, metric, vocab=vocab, n=n, seed=seed, level=level)

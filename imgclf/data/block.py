@@ -220,6 +220,7 @@ def fold_dls(
     block, rows = fold_block(items, fold, size=size, presize=presize, method=method, oversample=oversample, undersample=undersample, aug=aug, stats=stats, cache=cache,
                              seed=seed, item_tfms=item_tfms, batch_tfms=batch_tfms)
     n, held = int((rows['fold'] != fold).sum()), any(isinstance(o, RamImage) for o in block.type_tfms[0])
+    if sampler and 'dl_kwargs' in kw: raise InputError("sampler='weighted' sets dl_kwargs itself; leave one of them out")
     if sampler: kw['dl_kwargs'] = [dict(weights=sample_weights(rows[:n], fold=fold)), {}]
     return block.dataloaders(rows, bs=int(bs), seed=seed, num_workers=0 if held else _workers(num_workers, len(rows)),
                              **{'pin_memory': torch.cuda.is_available(), 'drop_last': n % bs == 1, **kw})
