@@ -18,7 +18,7 @@ from imgclf.compose import config_learner
 from imgclf.crossval import cross_validate
 from imgclf.data.augment import presize_tfms
 from imgclf.data.block import channel_stats, fold_block, fold_dls, items_dl, set_stats
-from imgclf.data.clean import find_issues, prune
+from imgclf.data.clean import by_class, find_issues, prune
 from imgclf.data.decode import SafeImage, load_image
 from imgclf.data.fold import make_folds, split_fold
 from imgclf.data.loader import seeded

@@ -18,8 +18,9 @@ from typing import Annotated, Optional
 
 import typer
 
-from .config import Config, config_layers, list_recipes, parse_settings, read_yaml
+from .config import Config, config_layers, list_recipes, parse_settings
 from .core import InputError
+from .yamlio import read_yaml
 
 # %% ../nbs/50_cli.ipynb #eb6e1d38
 app = typer.Typer(name='imgclf', no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
