@@ -23,7 +23,7 @@ from fastai.learner import Learner
 from fastcore.foundation import L
 from tqdm.auto import tqdm
 
-from .callback.average import Average
+from .callback.average import finish_average, validated_state
 from .callback.plc import ProgressiveLabelCorrection
 from .callback.resize import try_sizes
 from .callback.seed import SeedEpochs
@@ -33,7 +33,7 @@ from .core import InputError, atomic_path, dl_ids, raise_all, some
 from .data.block import vocab_of
 from .data.fold import make_folds
 from .data.loader import seeded
-from .learner import save_weights
+from .learner import check_mix, save_weights
 from .metrics import greater_is_better
 from .runs import Run, check_out, load_tensors, open_run, save_tensors
 
@@ -54,8 +54,6 @@ def unpack(tree, tensors:dict):
 _COUNTS = ('flipped', 'back', 'changed', 'right', 'lost')    # of labels, by progressive correction
 
 def _correction(learn): return next((cb for cb in learn.cbs if isinstance(cb, ProgressiveLabelCorrection)), None)
-
-def _average(learn): return next((cb for cb in learn.cbs if isinstance(cb, Average)), None)
 
 def _pixels(size): return size**2 if isinstance(size, int) else size[0]*size[1]
 
@@ -102,8 +100,7 @@ class SaveState(Callback):
         value = row[name] if up else -row[name]
         if self.best is None or value > self.best: 
             self.best = value
-            average = _average(self.learn)        # what was validated, where weights are averaged
-            save_tensors(self.folder.best_file(self.fold), average.averaged_state() if average else self.learn.model.state_dict(), dict(epoch=row['epoch'], **{name: row[name]}))
+            save_tensors(self.folder.best_file(self.fold), validated_state(self.learn), dict(epoch=row['epoch'], **{name: row[name]}))
 
     def save(self, epoch):
         tensors = {f'model.{k}': v for k, v in self.learn.model.state_dict().items()}
@@ -158,6 +155,7 @@ def check_learner(
 ):
     "Raise one `InputError` that lists why this learner must not be used for the fold; nothing where it may."
     if not isinstance(learn, Learner): raise InputError(f'make(items, {fold}) returned {type(learn).__name__}; it must return a fastai Learner')
+    check_mix(learn.cbs, learn.loss_func)
     train, valid = set(dl_ids(learn.dls.train)), list(dl_ids(learn.dls.valid))
     held = set(items.id[items.fold == fold])
     problems = []
@@ -200,7 +198,7 @@ def fit_fold(
         with learn.no_bar(), learn.no_logging(): fit_phases(learn, plan, at, on_phase)
     except InputError as e: raise InputError(str(e).split(':\n\t', 1)[-1]) from None   # without fastai's note on which callback it came from
     learn.remove_cb(saver)
-    if (average := _average(learn)) is not None: average.finish()     # also where the process died after the last epoch
+    finish_average(learn)     # also where the process died after the last epoch
     if run.config.score_at == 'best': learn.model.load_state_dict(load_tensors(run.best_file(fold))[0])
     write_oof(run, fold, learn)
     save_weights(learn, run.model_file(fold), fold=fold)
