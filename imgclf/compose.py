@@ -13,6 +13,7 @@ import inspect
 from dataclasses import dataclass
 
 import pandas as pd
+import torch
 from fastai.callback.training import GradientClip
 from fastai.learner import Learner, SkipToEpoch
 import fastai.callback.schedule
