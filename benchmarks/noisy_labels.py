@@ -16,6 +16,7 @@ import fastai.callback.all
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from sklearn.linear_model import LogisticRegression
@@ -27,6 +28,7 @@ from imgclf.callback.mix import MixUp
 from imgclf.callback.plc import ProgressiveLabelCorrection, SoftLabels
 from imgclf.callback.seed import SeedEpochs
 from imgclf.core import set_ids
+from imgclf.demo import elpv, imagenet_model, mnist5k
 from imgclf.data.loader import SeededDL
 from imgclf.data.soft import soften_labels
 from imgclf.losses import SoftTargetCE
@@ -34,7 +36,7 @@ from imgclf.losses import SoftTargetCE
 HERE = Path(__file__).resolve().parent
 CSV, PNG = HERE/'noisy_labels.csv', HERE/'noisy_labels.png'
 COLUMNS = ['set', 'noise', 'method', 'seed', 'accuracy', 'given_right', 'right', 'kept', 'seconds']
-SETS = ['digits', 'mnist5k']
+SETS = {'digits': 'sym20 sym42 feature35', 'mnist5k': 'sym20 sym42 feature35', 'elpv': 'sym20'}
 NOISES = {'sym20': 'a fifth of the labels another class, at random', 'sym42': '42 % another class, at random', 'feature35': '35 % the second likeliest class, more often the less clear the image'}
 SEEDS = [0, 1, 2]
 FOLDS, EARLY = 5, .2     # out-of-fold models train for a fifth of the epochs: as long as label correction warms up
@@ -50,17 +52,28 @@ class Trainer(Learner):
 
 # ---- data, noise
 
+@lru_cache(None)
+def elpv_features():
+    "Solar cells as what EfficientNet-Lite0, trained on ImageNet and kept as it is, sees in them at 160 px (N, 1280, 1, 1); 1: defective."
+    items, model = elpv(), imagenet_model('tf_efficientnet_lite0').eval()
+    def features(paths):
+        x = torch.stack([torch.tensor(np.array(Image.open(o).convert('RGB').resize((160, 160), Image.BILINEAR))).permute(2, 0, 1) for o in paths])
+        with torch.no_grad(): return model.forward_head(model.forward_features(x/127.5 - 1), pre_logits=True)
+    x = torch.cat([features(items.path[i:i + 64]) for i in range(0, len(items), 64)])
+    return x[:, :, None, None].numpy(), (items.label == 'defective').astype(int).to_numpy()
+
 def load(name, seed):
-    "Training and test images (N, 1, H, W) in [0, 1], and true labels: a stratified quarter (digits) or fifth is the test set."
+    "Training and test images (N, channels, H, W), and true labels; a stratified quarter (digits, ELPV) or fifth is the test set."
     if name == 'digits':
         from sklearn.datasets import load_digits
         d = load_digits(); x, y = d.images/16, d.target
-    else:
-        from PIL import Image
-        from imgclf.demo import mnist5k
-        items = mnist5k(); x, y = np.stack([np.asarray(Image.open(o).convert('L')) for o in items.path])/255, items.label.astype(int).to_numpy()
-    x = torch.tensor(x[:, None], dtype=torch.float32)
-    train, test = train_test_split(np.arange(len(y)), test_size=.25 if name == 'digits' else .2, stratify=y, random_state=seed)
+    elif name == 'mnist5k':
+        items = mnist5k()
+        x, y = np.stack([np.asarray(Image.open(o).convert('L')) for o in items.path])/255, items.label.astype(int).to_numpy()
+    else: x, y = elpv_features()
+    x = torch.tensor(x, dtype=torch.float32)
+    if x.ndim == 3: x = x[:, None]
+    train, test = train_test_split(np.arange(len(y)), test_size=.2 if name == 'mnist5k' else .25, stratify=y, random_state=seed)
     return x[train], y[train], x[test], y[test]
 
 def second_likeliest(x, y, seed):
@@ -76,7 +89,8 @@ def spoil(x, y, noise, seed):
     kind, rate = noise[:-2], int(noise[-2:])/100
     if kind == 'sym':       # exactly so many, so that seeds do not differ in the share
         flip = rng.permutation(len(y)) < round(rate*len(y))
-        return np.where(flip, (y + rng.integers(1, 10, len(y))) % 10, y)
+        c = y.max() + 1
+        return np.where(flip, (y + rng.integers(1, c, len(y))) % c, y)
     # Zhang et al. 2021, type I: flip to the second likeliest class s with probability ½ − ½ (η_y − η_s)²; a temperature of η gives the wanted rate
     second, logp = second_likeliest(x, y, seed)
     at = np.arange(len(y))
@@ -96,6 +110,8 @@ def model_for(name, seed):
     torch.manual_seed(seed)
     if name == 'digits':
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)), 60, 2e-3, 64
+    if name == 'elpv':
+        return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(1280), nn.Linear(1280, 256), nn.ReLU(), nn.Linear(256, 2)), 30, 1e-3, 64
     def conv(i, o): return nn.Sequential(nn.Conv2d(i, o, 3, 2, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU())
     return nn.Sequential(conv(1, 16), conv(16, 32), nn.Flatten(), nn.Linear(32*49, 128), nn.ReLU(), nn.Linear(128, 10)), 12, 2e-3, 64
 
@@ -105,7 +121,7 @@ def train(name, x, y, seed, *cbs, smoothing=0., early=False, table=None):
     ids = np.arange(len(y))
     dl = TensorDL(TensorDataset(x, torch.tensor(y)), bs=bs, shuffle=True, seed=seed, num_workers=0, drop_last=False)
     dls = DataLoaders(dl, dl.new(shuffle=False), device='cpu')
-    dls.vocab = [str(i) for i in range(10)]
+    dls.vocab = [str(i) for i in range(y.max() + 1)]
     set_ids(dls, [ids, ids])
     if table is not None: cbs = [*cbs, SoftLabels(as_table(table))]
     learn = Trainer(dls, model, loss_func=SoftTargetCE(label_smoothing=smoothing), cbs=[SeedEpochs(seed), *cbs])
@@ -117,7 +133,7 @@ def predict(learn, x):
     learn.model.eval()
     with torch.no_grad(): return learn.model(x).softmax(1).numpy()
 
-def as_table(probs): return pd.DataFrame(probs, columns=[f'p_{i}' for i in range(10)]).assign(id=np.arange(len(probs)))
+def as_table(probs): return pd.DataFrame(probs, columns=[f'p_{i}' for i in range(probs.shape[1])]).assign(id=np.arange(len(probs)))
 
 class Case:
     "One data set, noise and seed: what the methods share."
@@ -131,7 +147,7 @@ class Case:
     @lru_cache(None)
     def oof(self, rounds=1):
         "Out-of-fold probabilities (N, C) of models that train for a short time; in the second round on the soft labels of the first."
-        table, probs = self.soft(rounds - 1) if rounds > 1 else None, np.zeros((len(self.given), 10))
+        table, probs = self.soft(rounds - 1) if rounds > 1 else None, np.zeros((len(self.given), self.truth.max() + 1))
         for k, (a, b) in enumerate(StratifiedKFold(FOLDS, shuffle=True, random_state=self.seed + rounds).split(self.given, self.given)):
             learn = train(self.name, self.x[a], self.given[a], 1000*self.seed + 10*rounds + k, early=True, table=None if table is None else table[a])
             probs[b] = predict(learn, self.x[b])
@@ -204,7 +220,7 @@ def run(sets, noises, methods, seeds):
     there = set(map(tuple, there[['set', 'noise', 'method', 'seed']].to_numpy()))
     for seed in seeds:
         for name in sets:
-            for noise in noises:
+            for noise in [o for o in noises if o in SETS[name].split()]:
                 todo = [m for m in methods if (name, noise, m, seed) not in there]
                 if not todo: continue
                 case = Case(name, noise, seed)
@@ -270,7 +286,7 @@ def report():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     choose = lambda known, kind=str: (lambda text: [kind(o) for o in text.split(',')] if not known or set(text.split(',')) <= set(known) else parser.error(f'{text}: some of {", ".join(known)}'))
-    parser.add_argument('--sets', type=choose(SETS), default=SETS)
+    parser.add_argument('--sets', type=choose(SETS), default=list(SETS))
     parser.add_argument('--noises', type=choose(NOISES), default=list(NOISES))
     parser.add_argument('--methods', type=choose(METHODS), default=list(METHODS))
     parser.add_argument('--seeds', type=choose(None, int), default=SEEDS)
