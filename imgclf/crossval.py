@@ -33,6 +33,7 @@ from .core import InputError, atomic_path, dl_ids, raise_all, some
 from .data.block import vocab_of
 from .data.fold import make_folds
 from .data.loader import seeded
+from .data.sample import epoch_coverage
 from .learner import check_mix, save_weights
 from .metrics import greater_is_better
 from .runs import Run, check_out, load_tensors, open_run, save_tensors
@@ -252,6 +253,8 @@ def cross_validate(
         for i, k in enumerate(todo):
             bar.set_description(f'fold {k+1} of {run.n_splits}')
             learn = ready.pop(k, None) or fresh(k)
+            if i == 0 and getattr(learn.dls.train, 'weights', None) is not None and progress:
+                bar.write(f'weighted sampler: an epoch sees {epoch_coverage(learn.dls.train.weights, learn.dls.train.n):.0%} of the training images', file=sys.stderr)
             bar.total = bar.n + (len(todo) - i)*image_steps(learn, phases(config))
             fit_fold(run, k, learn, bar)
             trained.append((weakref.ref(learn.model), _weights_of(learn.model)))
