@@ -30,6 +30,7 @@ from imgclf.experiment import Experiment, load_run
 from imgclf.learner import find_lr, make_learner
 from imgclf.losses import FocalLoss, SoftTargetBCE, SoftTargetCE
 from imgclf.one_vs_rest import one_vs_rest_study
+from imgclf.overview import list_runs, rerun
 from imgclf.report import write_report
 from imgclf.submit import write_submission
 from imgclf.tta import merge_preds, tta, tta_gain

@@ -7,7 +7,7 @@ Docs: https://imgclf.github.io/imgclf/cli.html.md"""
 # %% auto #0
 __all__ = ['app', 'Source', 'Labels', 'IdCol', 'FnCol', 'LabelCol', 'LabelCols', 'Suffix', 'LabelDelim', 'Multi', 'Recipe',
            'ConfigFile', 'Settings', 'RunDir', 'Tta', 'Merge', 'AugOf', 'one_message', 'command', 'make_config', 'scan',
-           'fit', 'predict', 'submit', 'tta', 'compare', 'report', 'demo', 'config', 'main']
+           'fit', 'predict', 'submit', 'tta', 'compare', 'runs', 'rerun', 'report', 'demo', 'config', 'main']
 
 # %% ../nbs/50_cli.ipynb #80aca5c1
 import errno, os, shlex, warnings
@@ -232,7 +232,30 @@ def compare(
         with atomic_path(picture) as tmp: found.plot().savefig(tmp, format='png', bbox_inches='tight')
         typer.echo(f'picture: {picture}')
 
-# %% ../nbs/50_cli.ipynb #c8dd9763
+# %% ../nbs/50_cli.ipynb #356c5472
+@command()
+def runs(
+    folder: Annotated[str, typer.Argument(metavar='[FOLDER]', help='folder with run folders in it')] = 'runs',
+    where: Annotated[Optional[list[str]], typer.Option('--where', metavar='KEY=VALUE', help='only runs with this setting; may be repeated', show_default=False)] = None,
+    sort: Annotated[str, typer.Option(metavar='COLUMN', help='score (best first), or any other column')] = 'score',
+):
+    "List runs with their scores; writes runs.csv beside them."
+    from imgclf.overview import list_runs, write_runs
+    table = list_runs(folder, where=parse_settings(where or []), sort=sort)
+    typer.echo(table.drop(columns='started').dropna(axis=1, how='all').round(4).to_string(na_rep=''))
+    typer.echo(f'table: {write_runs(folder)}')
+
+@command(_RESUME)
+def rerun(
+    run: RunDir,
+    out: Annotated[str, typer.Option(metavar='NEW', help='run folder of the repetition')],
+    settings: Settings = None,
+):
+    "Repeat a run from its folder alone: its settings (but for --set), its images, its folds."
+    from imgclf.overview import rerun as again
+    _finish(again(run, out, **parse_settings(settings or [])).run)
+
+# %% ../nbs/50_cli.ipynb #bf5e474d
 @command()
 def report(run: RunDir):
     "Write a run's report anew: scores, curves, confusion, most doubtful images."
@@ -268,5 +291,5 @@ def main(
     "The program `imgclf`; ends with `SystemExit`."
     app(args, prog_name='imgclf')
 
-# %% ../nbs/50_cli.ipynb #698a7f1d
+# %% ../nbs/50_cli.ipynb #4a4b0941
 if __name__ == '__main__': main()
