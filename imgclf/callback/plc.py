@@ -10,6 +10,7 @@ __all__ = ['RULES', 'SCORING', 'label_ratio', 'label_margin', 'ProgressiveLabelC
 # %% ../../nbs/callback/03_plc.ipynb #8956754d
 import json, math
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -153,7 +154,8 @@ class ProgressiveLabelCorrection(TargetTable):
 
     def _see(self, rows, logits, y):
         if tuple(logits.shape) != (len(rows), len(self.vocab)): raise InputError(f'the model gives {tuple(logits.shape)} for {len(rows)} images of {len(self.vocab)} classes; label correction needs one logit a class')
-        self.seen.append((rows, logits.detach().as_subclass(torch.Tensor).float().softmax(1), y.as_subclass(torch.Tensor)))   # stays on the device until the epoch ends
+        act = getattr(self.learn.loss_func, 'activation', None) or partial(torch.softmax, dim=1)
+        self.seen.append((rows, act(logits.detach().as_subclass(torch.Tensor).float()), y.as_subclass(torch.Tensor)))   # stays on the device until the epoch ends
 
     # At an epoch's end
     def after_train(self):
