@@ -32,5 +32,6 @@ from imgclf.losses import FocalLoss, SoftTargetBCE, SoftTargetCE
 from imgclf.one_vs_rest import one_vs_rest_study
 from imgclf.overview import list_runs, rerun
 from imgclf.report import write_report
+from imgclf.review import correct_items, doubtful, write_review
 from imgclf.submit import write_submission
 from imgclf.tta import merge_preds, tta, tta_gain

@@ -7,7 +7,7 @@ Docs: https://imgclf.github.io/imgclf/cli.html.md"""
 # %% auto #0
 __all__ = ['app', 'Source', 'Labels', 'IdCol', 'FnCol', 'LabelCol', 'LabelCols', 'Suffix', 'LabelDelim', 'Multi', 'Recipe',
            'ConfigFile', 'Settings', 'RunDir', 'Tta', 'Merge', 'AugOf', 'one_message', 'command', 'make_config', 'scan',
-           'fit', 'predict', 'submit', 'tta', 'compare', 'runs', 'rerun', 'report', 'demo', 'config', 'main']
+           'fit', 'predict', 'submit', 'tta', 'compare', 'runs', 'rerun', 'clean', 'report', 'demo', 'config', 'main']
 
 # %% ../nbs/50_cli.ipynb #80aca5c1
 import errno, os, shlex, warnings
@@ -147,7 +147,7 @@ def fit(
     resume: Annotated[bool, typer.Option('--resume/--no-resume', help='go on where an interrupted run stopped; --no-resume asks for a new folder')] = True,
     schedule: _opt('schedule') = None, stages: _opt('stages') = None, opt: _opt('opt') = None, label_smoothing: _opt('label_smoothing', float) = None,
     oversample: _opt('oversample') = None, undersample: _opt('undersample') = None, sampler: _opt('sampler') = None, class_weights: _opt('class_weights') = None,
-    loss: _opt('loss') = None, mix: _opt('mix') = None, soft_labels: _opt('soft_labels', more=' (RUN)') = None, plc: _opt('plc') = None, clean_col: _opt('clean_col') = None,
+    corrections: _opt('corrections', more=' (FILE.csv)') = None, loss: _opt('loss') = None, mix: _opt('mix') = None, soft_labels: _opt('soft_labels', more=' (RUN)') = None, plc: _opt('plc') = None, clean_col: _opt('clean_col') = None,
     accumulate: _opt('accumulate') = None, average: _opt('average') = None, patience: _opt('patience', int) = None, tta: _opt('tta', int) = None,
     recipe: Recipe = None, config: ConfigFile = None, settings: Settings = None,
 ):
@@ -255,7 +255,20 @@ def rerun(
     from imgclf.overview import rerun as again
     _finish(again(run, out, **parse_settings(settings or [])).run)
 
-# %% ../nbs/50_cli.ipynb #bf5e474d
+# %% ../nbs/50_cli.ipynb #19af2255
+@command()
+def clean(
+    run: RunDir,
+    n: Annotated[int, typer.Option('--n', metavar='N', min=1, help='the most doubtful images, at most so many')] = 200,
+):
+    "Show doubtful labels as a page and a table to edit; the next run takes it by --corrections."
+    from imgclf.review import doubtful, write_review
+    path = write_review(run, n)
+    found = doubtful(run)
+    typer.echo(f'{len(found):,} disputed labels, {int(found.issue.fillna(False).astype(bool).sum()):,} of them called errors by confident learning\n'
+               f'to look at  {path.with_name("doubtful.html")}\nto edit     {path}: set action to change, drop or keep\nto go on    imgclf fit ... --corrections {shlex.quote(str(path))} --out NEW')
+
+# %% ../nbs/50_cli.ipynb #d38a4a1b
 @command()
 def report(run: RunDir):
     "Write a run's report anew: scores, curves, confusion, most doubtful images."
@@ -291,5 +304,5 @@ def main(
     "The program `imgclf`; ends with `SystemExit`."
     app(args, prog_name='imgclf')
 
-# %% ../nbs/50_cli.ipynb #4a4b0941
+# %% ../nbs/50_cli.ipynb #0bc21126
 if __name__ == '__main__': main()

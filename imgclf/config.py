@@ -96,6 +96,7 @@ class Config(BaseModel):
     multi: bool = _f(False, 'true where a row of label_cols may hold several 1s (multi-label)')
     # items
     on_bad: Literal['raise', 'drop'] = _f('raise', "rows with a problem (missing or unreadable file, no label): 'raise' an error, or 'drop' and list them")
+    corrections: str|None = _f(None, "table of a person's decisions about labels (`imgclf clean RUN` writes one): change, drop or keep; null for the labels given")
     folds: int = _f(5, 'number of folds for cross-validation, 2 or more', ge=2)
     group_col: str|None = _f(None, 'column of the items whose equal values must stay on one side of a split')
     duplicates: Literal['exact', 'near', False] = _f('exact', "images kept on one side of a split: 'exact' the same content, 'near' also look-alikes, or false")

@@ -38,6 +38,7 @@ from .learner import build_model, choose_precision, load_weights
 from .losses import SoftTargetBCE
 from .models.build import library_of
 from .report import write_report
+from .review import correct_items
 from .runs import Run, check_out
 from .tta import Copies, TTAPreds, check_merge, merge_preds, tta_gain
 
@@ -73,6 +74,7 @@ class Experiment:
         "Items with folds, checked, and the scan they were checked by. Raises `InputError` that lists all problems at once."
         c = self.config
         items = items_from_config(c) if items is None else items
+        if c.corrections and 'given' not in items: items = correct_items(items, c.corrections)    # with `given` they are corrected already
         scan = scan_images(items, n_workers=c.num_workers)
         say(scan_summary(items, scan))
         items = check_items(items, scan, n_splits=c.folds, on_bad=c.on_bad)

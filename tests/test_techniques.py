@@ -103,6 +103,25 @@ def test_asked_afterwards(imgclf, base):
     code, out, err = imgclf('compare', 'runs/base', 'runs/smooth', '--picture', 'gain.png')
     assert code == 0 and 'smooth' in out and '95%' in out and os.path.isfile('gain.png'), err
 
+def test_labels_reviewed(imgclf, base):
+    "Doubtful labels as a page and a table; a person's decision in the next run; nothing of the first one is changed."
+    before = {f: open(f'runs/base/{f}', 'rb').read() for f in ('items.csv', 'oof.parquet', 'config.yaml')}
+    code, out, err = imgclf('clean', 'runs/base', '--n', '5')
+    assert code == 0 and 'disputed labels' in out, err
+    sheet = pd.read_csv('runs/base/corrections.csv', dtype=str, keep_default_na=False)
+    sheet.loc[0, ['action', 'label']] = 'change', 'red' if sheet.given[0] != 'red' else 'blue'
+    sheet.loc[1, 'action'] = 'drop'
+    sheet.to_csv('runs/base/corrections.csv', index=False)
+    code, out, err = imgclf('fit', *TABLE, *BASE, '--corrections', 'runs/base/corrections.csv', '--out', 'runs/corrected')
+    assert code == 0, err
+    items = pd.read_csv('runs/corrected/items.csv', dtype=str).set_index('id')
+    assert len(items) == 23 and items.label[sheet.id[0]] == sheet.label[0] and items.given[sheet.id[0]] == sheet.given[0] and sheet.id[1] not in items.index
+    assert {f: open(f'runs/base/{f}', 'rb').read() for f in before} == before
+    code, out, err = imgclf('rerun', 'runs/corrected', '--out', 'runs/corrected-again')
+    assert code == 0 and pd.read_parquet('runs/corrected-again/oof.parquet').equals(pd.read_parquet('runs/corrected/oof.parquet')), err
+    code, out, err = imgclf('runs', '--sort', 'started', '--where', 'epochs=2')
+    assert code == 0 and 'corrected-again' in out and os.path.isfile('runs/runs.csv'), err
+
 REFUSED = {'--mix mixpu': 'did you mean mixup', '--plc ratio --mix mixup': 'plc_scoring=clean', '--class-weights balance --sampler weighted': 'has no effect', '--class-weights {red:2}': 'no weight for blue, green',
            '--oversample {rde:2}': 'did you mean red', '--oversample {red:0}': 'factors from 1', '--undersample {red:99}': 'oversample repeats rows', '--soft-labels runs/nowhere': 'no such folder',
            '--soft-labels runs/base --set soft_a=1.5': 'from 0', '--set soft_a=.5': 'soft_labels is null', '--plc ratio --set plc_warmup=9': 'no label would be corrected', '--accumulate 0': 'a number', '--average ema --set ema_decay=2': 'below 1',
