@@ -6,6 +6,7 @@ from fastai.vision.all import *
 from imgclf import demo
 from imgclf.config import Config, config_table
 from imgclf.core import InputError, batch_ids, set_ids
+from imgclf.blend import blend_runs, blend_weights
 from imgclf.callback.accumulate import Accumulate, EarlyStop
 from imgclf.callback.average import EMA, SWA
 from imgclf.callback.mix import CutMix, CutMixUp, MixUp

@@ -6,8 +6,9 @@ Docs: https://imgclf.github.io/imgclf/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'Source', 'Labels', 'IdCol', 'FnCol', 'LabelCol', 'LabelCols', 'Suffix', 'LabelDelim', 'Multi', 'Recipe',
-           'ConfigFile', 'Settings', 'RunDir', 'Tta', 'Merge', 'AugOf', 'one_message', 'command', 'make_config', 'scan',
-           'fit', 'predict', 'submit', 'tta', 'compare', 'runs', 'rerun', 'clean', 'report', 'demo', 'config', 'main']
+           'ConfigFile', 'Settings', 'RunDir', 'Tta', 'Merge', 'With', 'AugOf', 'one_message', 'command', 'make_config',
+           'scan', 'fit', 'predict', 'submit', 'tta', 'compare', 'blend', 'runs', 'rerun', 'clean', 'report', 'demo',
+           'config', 'main']
 
 # %% ../nbs/50_cli.ipynb #80aca5c1
 import errno, os, shlex, warnings
@@ -84,6 +85,7 @@ Settings = Annotated[Optional[list[str]], typer.Option('--set', metavar='KEY=VAL
 RunDir = Annotated[str, typer.Argument(metavar='RUN', help='run folder that `imgclf fit` made')]
 Tta = Annotated[int, typer.Option('--tta', metavar='N', min=0, help='augmented copies to average over, besides the plain image (`imgclf tta` says whether that helps)')]
 Merge = Annotated[str, typer.Option('--merge', help='how the copies are put together: mean, max or gmean')]
+With = Annotated[Optional[list[str]], typer.Option('--with', metavar='RUN', help='another run of the same images, blended in with the weight its out-of-fold predictions earned; may be repeated', show_default=False)]
 AugOf = Annotated[str, typer.Option('--aug', help='copies as in training (train), or half (light) or twice (heavy) as far from the image')]
 
 _YAML = {'oversample', 'undersample', 'class_weights', 'accumulate', 'stages', 'arch_args', 'plc_warmup'}   # options whose values are more than a word or a number
@@ -159,19 +161,27 @@ def fit(
     _finish(Experiment(c).run(out, resume=resume).run)
 
 # %% ../nbs/50_cli.ipynb #cb7157ab
+def _runs(run, others):
+    "One run, or the blend of several: what predicts."
+    from imgclf.experiment import load_run
+    if not others: return load_run(run)
+    from imgclf.blend import blend_runs
+    both = blend_runs(run, *others)
+    typer.echo(f'blend       {both}')
+    return both
+
 @command()
 def predict(
     run: RunDir,
     images: Annotated[str, typer.Argument(metavar='IMAGES', help='folder of images, at any depth, or one image')],
     out: Annotated[str, typer.Option(metavar='FILE.csv', help='predictions to write: id, label, confidence, p_<class>…')],
-    tta: Tta = 0, merge: Merge = 'mean', aug: AugOf = 'train',
+    tta: Tta = 0, merge: Merge = 'mean', aug: AugOf = 'train', others: With = None,
 ):
     "Predict new images by the mean of the folds' models."
     from imgclf.submit import check_output
     out = check_output(out, images)
-    from imgclf.experiment import load_run
     from imgclf.runs import save_items
-    preds = load_run(run).predict(images, tta=tta, merge=merge, aug=aug)
+    preds = _runs(run, others).predict(images, tta=tta, merge=merge, aug=aug)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_items(preds, out)
     typer.echo(f'{len(preds):,} images: {", ".join(f"{k} {v:,}" for k, v in preds.label.value_counts().head(8).items())}\npredictions: {out}')
@@ -186,7 +196,7 @@ def submit(
     positive: Annotated[Optional[str], typer.Option(metavar='CLASS', help='where the sample has one column of probabilities: the class they are of', show_default=False)] = None,
     competition: Annotated[Optional[str], typer.Option(metavar='NAME', help='send the submission to this Kaggle competition', show_default=False)] = None,
     message: Annotated[str, typer.Option(metavar='TEXT', help='note to go with it')] = 'imgclf',
-    tta: Tta = 0, merge: Merge = 'mean', aug: AugOf = 'train',
+    tta: Tta = 0, merge: Merge = 'mean', aug: AugOf = 'train', others: With = None,
 ):
     "Predict test images and fill a sample submission by id; send it with --competition."
     from imgclf.submit import check_output, fill_submission, send_submission, write_submission
@@ -196,7 +206,7 @@ def submit(
     items, rule = images_to_items(images, r.config.suffix), dict(suffix=r.config.suffix, positive=positive, label_delim=r.config.label_delim or ' ')
     label = tuple(r.vocab[:1]) if r.info['multi'] else r.vocab[0]
     fill_submission(items[['id']].assign(label=[label]*len(items), **{f'p_{o}': 1/len(r.vocab) for o in r.vocab}), sample, **rule)   # does it fit at all?
-    done = write_submission(r.predict(images, tta=tta, merge=merge, aug=aug), sample, out, **rule)
+    done = write_submission(_runs(run, others).predict(images, tta=tta, merge=merge, aug=aug), sample, out, **rule)
     typer.echo(f'submission: {out} ({len(done):,} rows)')
     if competition: typer.echo(f'{competition}: {send_submission(out, competition, message)}')
 
@@ -232,7 +242,18 @@ def compare(
         with atomic_path(picture) as tmp: found.plot().savefig(tmp, format='png', bbox_inches='tight')
         typer.echo(f'picture: {picture}')
 
-# %% ../nbs/50_cli.ipynb #356c5472
+# %% ../nbs/50_cli.ipynb #c8dd9763
+@command()
+def blend(
+    runs: Annotated[list[str], typer.Argument(metavar='RUN RUN…', help='run folders of the same images and labels')],
+    metric: Annotated[Optional[str], typer.Option(help='as in `imgclf compare`', show_default=False)] = None,
+):
+    "Weights for predicting with several runs together, and what that gains, with its interval."
+    from imgclf.blend import blend_runs
+    both = blend_runs(*runs, metric=metric)
+    typer.echo(f'{both}\n\n{both.table.round(4).to_string(na_rep="")}\n\nto predict  imgclf predict {shlex.quote(runs[0])} IMAGES {" ".join("--with " + shlex.quote(o) for o in runs[1:])} --out preds.csv')
+
+# %% ../nbs/50_cli.ipynb #bf5e474d
 @command()
 def runs(
     folder: Annotated[str, typer.Argument(metavar='[FOLDER]', help='folder with run folders in it')] = 'runs',
@@ -255,7 +276,7 @@ def rerun(
     from imgclf.overview import rerun as again
     _finish(again(run, out, **parse_settings(settings or [])).run)
 
-# %% ../nbs/50_cli.ipynb #19af2255
+# %% ../nbs/50_cli.ipynb #d38a4a1b
 @command()
 def clean(
     run: RunDir,
@@ -268,7 +289,7 @@ def clean(
     typer.echo(f'{len(found):,} disputed labels, {int(found.issue.fillna(False).astype(bool).sum()):,} of them called errors by confident learning\n'
                f'to look at  {path.with_name("doubtful.html")}\nto edit     {path}: set action to change, drop or keep\nto go on    imgclf fit ... --corrections {shlex.quote(str(path))} --out NEW')
 
-# %% ../nbs/50_cli.ipynb #d38a4a1b
+# %% ../nbs/50_cli.ipynb #ef09552d
 @command()
 def report(run: RunDir):
     "Write a run's report anew: scores, curves, confusion, most doubtful images."
@@ -304,5 +325,5 @@ def main(
     "The program `imgclf`; ends with `SystemExit`."
     app(args, prog_name='imgclf')
 
-# %% ../nbs/50_cli.ipynb #0bc21126
+# %% ../nbs/50_cli.ipynb #daadf440
 if __name__ == '__main__': main()

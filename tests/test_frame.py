@@ -69,7 +69,7 @@ def test_import_is_light(python):
     assert statistics.median(map(float, seconds)) < .3
 
 @pytest.mark.skipif(not (LIB/'cli.py').exists(), reason='no command line yet')
-@pytest.mark.parametrize('command', ['', 'demo', 'scan', 'fit', 'predict', 'submit', 'tta', 'compare', 'runs', 'rerun', 'clean'])
+@pytest.mark.parametrize('command', ['', 'demo', 'scan', 'fit', 'predict', 'submit', 'tta', 'compare', 'runs', 'rerun', 'clean', 'blend'])
 def test_help_is_instant(sh, script, command):
     runs = [sh(script('imgclf'), *command.split(), '--help') for _ in range(3)]
     assert all(code == 0 and 'Usage' in out for code, out, *_ in runs), runs[0]

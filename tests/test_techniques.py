@@ -103,6 +103,15 @@ def test_asked_afterwards(imgclf, base):
     code, out, err = imgclf('compare', 'runs/base', 'runs/smooth', '--picture', 'gain.png')
     assert code == 0 and 'smooth' in out and '95%' in out and os.path.isfile('gain.png'), err
 
+def test_blended(imgclf, base):
+    imgclf('fit', *TABLE, *BASE, '--average', 'ema', '--set', 'ema_decay=.5', '--out', 'runs/other')
+    code, out, err = imgclf('blend', 'runs/base', 'runs/other')
+    assert code == 0 and 'gain over' in out, err
+    code, out, err = imgclf('predict', 'runs/base', 'train', '--with', 'runs/other', '--out', 'blend.csv')
+    assert code == 0 and 'blend' in out and len(pd.read_csv('blend.csv')) == 24, err
+    code, out, err = imgclf('predict', 'runs/base', 'train', '--with', 'runs/base', '--out', 'x.csv')
+    assert code == 2 and 'given twice' in err and not os.path.exists('x.csv')
+
 def test_labels_reviewed(imgclf, base):
     "Doubtful labels as a page and a table; a person's decision in the next run; nothing of the first one is changed."
     before = {f: open(f'runs/base/{f}', 'rb').read() for f in ('items.csv', 'oof.parquet', 'config.yaml')}
