@@ -5,12 +5,11 @@
     python benchmarks/techniques.py elpv --only mixup cutmix              # some of them, as in a second process
     python benchmarks/techniques.py elpv imbalance ratios --report        # tables from the run folders; writes benchmarks/techniques.csv
 
-Studies: `elpv`, solar cells in two classes; `noise`, the same with wrong labels; `imbalance`, the same photos in four classes, two of them rare;
+Studies: `elpv`, solar cells in two classes; `imbalance`, the same photos in four classes, two of them rare;
 `ratios`, four look-alike classes of Fashion-MNIST (or mnist5k's digits where it is not installed) in the proportions of Plant Pathology 2020."""
 import argparse, contextlib, time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -43,11 +42,6 @@ def rare(out):
     return {'plain': {}, 'again': dict(seed=1), 'oversample': dict(oversample='balance'), 'class weights': dict(class_weights='balance'), 'both': dict(oversample=_half(out), class_weights='balance'),
             'sampler': dict(sampler='weighted'), 'focal': dict(loss='focal'), 'undersample': dict(undersample='min')}
 
-def noise(out):
-    "ELPV with 30 % of the labels flipped at random; the true ones score, and are never trained on, except in the bound `clean`."
-    return {'plain': {}, 'soft labels': dict(soft_labels=str(out/'plain'), soft_when='always', soft_use='proba'), 'plc ratio': dict(plc='ratio', plc_warmup=2, plc_window=2),
-            'soft labels, plc margin': dict(soft_labels=str(out/'plain'), soft_when='always', soft_use='proba', plc='margin', plc_warmup=2, plc_window=2), 'clean': {}}
-
 def _half(out):
     counts = _items(out.name).label.value_counts()
     return {k: round(float((counts.max()/v)**.5), 2) for k, v in counts.items()}
@@ -56,10 +50,6 @@ PP = dict(healthy=516, multiple_diseases=91, rust=622, scab=592)     # rows a cl
 
 def _items(study):
     if study == 'elpv': items = demo.elpv()
-    elif study == 'noise':
-        items = demo.elpv()
-        flip = np.random.default_rng(0).random(len(items)) < .3
-        items = items.assign(truth=items.label, label=np.where(flip, items.label.map(dict(functional='defective', defective='functional')), items.label))
     elif study == 'imbalance': items = demo.elpv(classes=4)
     else:
         try: items, of = demo.fashion_mnist(), dict(zip(PP, ['coat', 'shirt', 'pullover', 't-shirt/top']))
@@ -67,10 +57,9 @@ def _items(study):
         names = {o.lower(): o for o in items.label.unique()}
         share = min(1., min((items.label == names[of[k]]).sum()/v for k, v in PP.items()))
         items = pd.concat([items[items.label == names[of[k]]].sample(int(v*share), random_state=0).assign(label=k) for k, v in PP.items()], ignore_index=True)
-    items = make_folds(items.assign(label=items.truth) if 'truth' in items else items, 3, seed=42).assign(label=items.label)
-    return items                              # the same folds for all runs, whatever their seed
+    return make_folds(items, 3, seed=42)                              # the same folds for all runs, whatever their seed
 
-STUDIES = dict(elpv=(PHOTOS, elpv), noise=(dict(PHOTOS, clean_col='truth'), noise), imbalance=(RARE, rare), ratios=(SMALL, rare))
+STUDIES = dict(elpv=(PHOTOS, elpv), imbalance=(RARE, rare), ratios=(SMALL, rare))
 
 def train(study, root, only):
     base, table = STUDIES[study]
@@ -80,7 +69,7 @@ def train(study, root, only):
         folder, start = root/study/name, time.perf_counter()
         if (folder/'seconds.txt').is_file(): continue
         config = Config.layered(base, settings)
-        cross_validate(items.assign(label=items.truth) if name == 'clean' else items, config, out=folder, progress=False)
+        cross_validate(items, config, out=folder, progress=False)
         (folder/'seconds.txt').write_text(f'{time.perf_counter() - start:.0f}')
         print(f'{study} / {name}: {Run(folder).scores().loc["pooled"].round(4).to_dict()} in {time.perf_counter() - start:.0f} s', flush=True)
 
