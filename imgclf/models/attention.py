@@ -116,12 +116,13 @@ def checkpoint_filter_fn(
 )->dict:                # Name: tensor, by the names of this network
     "Weights of VGG-13 with batch normalisation for the five blocks."
     if 'features.0.weight' not in state: return state
-    res = {k: v for k, v in model.state_dict().items() if not k.startswith('blocks.')}
+    own = model.state_dict()
+    res = {k: v for k, v in own.items() if not k.startswith('blocks.')}
     for k, v in state.items():
-        if not (m := re.fullmatch(r'features\.(\d+)\.(\w+)', k)): continue                   # theirs: seven layers a block, without a break
-        i, j = divmod(int(m[1]), 7)
-        bias = state.get(f'features.{7*i + j - 1}.bias') if m[2] == 'running_mean' else None
-        if m[2] != 'bias' or v.shape == state.get(f'features.{7*i + j}.running_mean', v[:0]).shape: res[f'blocks.{i}.{j}.{m[2]}'] = v if bias is None else v - bias
+        if not (m := re.fullmatch(r'features\.(\d+)\.(\w+)', k)): continue
+        i, j = divmod(int(m[1]), 7)                                       # theirs: one sequence, seven layers a block
+        if m[2] == 'running_mean': v = v - state.get(f'features.{7*i + j - 1}.bias', 0)
+        if (name := f'blocks.{i}.{j}.{m[2]}') in own: res[name] = v
     return res
 
 @register_model

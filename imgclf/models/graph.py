@@ -96,6 +96,7 @@ class GraphAttentionNet(nn.Module):
         drop_rate:float=0.,      # Dropout before the classifier
         pretrained:bool=False,   # Download weights for the body
         pretrained_cfg_overlay:dict=None, # Where timm finds the body's weights, as `dict(file=...)`
+        cache_dir=None,          # Where timm keeps downloads
         **kwargs                 # The body's own arguments: `drop_path_rate`, `output_stride`, `img_size`, …
     ):
         super().__init__()
@@ -103,7 +104,7 @@ class GraphAttentionNet(nn.Module):
         if not (isinstance(body, str) and timm.is_model(body)): raise InputError(f'body={body!r} is no architecture of timm{nearest(body, timm.list_models())}')
         known = timm.is_model_pretrained(body) or pretrained_cfg_overlay
         if pretrained and not known: raise InputError(f'no pretrained weights of {body} exist; choose another body, or pretrained=False')
-        self.body = timm.create_model(body, pretrained=pretrained, pretrained_cfg_overlay=pretrained_cfg_overlay, num_classes=0, in_chans=in_chans, **kwargs)
+        self.body = timm.create_model(body, pretrained=pretrained, pretrained_cfg_overlay=pretrained_cfg_overlay, cache_dir=cache_dir, num_classes=0, in_chans=in_chans, **kwargs)
         self.attend = _BLOCKS[attention](self.body.num_features, dim, patch, heads, skip)
         self.num_features = self.head_hidden_size = self.attend.out_dim
         self.head, self.num_classes = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate), num_classes
@@ -118,6 +119,8 @@ class GraphAttentionNet(nn.Module):
         "A new classifier, and another pooling where one is named."
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
+
+    def group_matcher(self, coarse=False): return dict(stem=r'^body', blocks=r'^attend')
 
     def _as_map(self, f, x):
         "What the body gave for images x, as a map (B, C, h, w)."
@@ -169,7 +172,7 @@ def checkpoint_filter_fn(
 @register_model
 def graph_attention(pretrained=False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **kwargs)->GraphAttentionNet:
     "A timm network (`body`) with graph attention over its last map; `pretrained` is about the body."
-    def make(**kw): return GraphAttentionNet(pretrained=pretrained, pretrained_cfg_overlay=pretrained_cfg_overlay, **kw)
+    def make(**kw): return GraphAttentionNet(pretrained=pretrained, pretrained_cfg_overlay=pretrained_cfg_overlay, cache_dir=cache_dir, **kw)
     model = build_model_with_cfg(make, 'graph_attention', False, feature_cfg=dict(feature_cls='getter'), **kwargs)
     net = getattr(model, 'model', model)
     net.pretrained_cfg = net.default_cfg = {**net.body.pretrained_cfg, 'classifier': 'head.fc', 'num_classes': net.num_classes}

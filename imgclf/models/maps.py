@@ -64,7 +64,7 @@ def show_maps(
         pictures = pictures*std + mean
     pictures = pictures[:n].clip(0, 1).permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
     rows, (h, w) = len(pictures), images.shape[-2:]
-    fig = Figure(figsize=(1.4*(1 + len(maps))*max(w/h, .5), 1.4*rows + .25), layout='constrained')
+    fig = Figure(figsize=(1.1*(1 + len(maps))*max(w/h, .5), 1.1*rows + .25), layout='constrained')
     for i, axes in enumerate(fig.subplots(rows, 1 + len(maps), squeeze=False)):
         for ax, name, m in zip(axes, ['image', *names], [None, *maps]):
             if i == 0: ax.set_title(name, fontsize=8)
