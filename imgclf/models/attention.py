@@ -47,7 +47,7 @@ class CompatibilityAttention(nn.Module):
         grid = l.shape[-2:]
         both = self.local(l) + interpolate(self.globl(g), size=grid, mode='bilinear', align_corners=False)
         a = self.map(self.score(both.relu()).flatten(1).float().softmax(1), grid)
-        return (l.flatten(2)*a[:, None]).sum(-1), a.unflatten(1, grid)
+        return (l.flatten(2)*a.unsqueeze(1)).sum(-1), a.unflatten(1, grid)
 
 # %% ../../nbs/models/02_attention.ipynb #957424fc
 class AttentionCNN(nn.Module):
