@@ -268,11 +268,13 @@ def plot(found):
     order = gaps.groupby('method')['gap'].mean().sort_values().index
     fig, axs = plt.subplots(1, len(names), figsize=(3.6*len(names) + 1.4, .26*len(order) + .9), sharey=True, squeeze=False, layout='constrained')
     for ax, name in zip(axs[0], names):
-        for i, (noise, part) in enumerate(gaps[gaps['set'] == name].groupby('noise')):
+        for i, noise in enumerate(NOISES):
+            part = gaps[(gaps['set'] == name) & (gaps['noise'] == noise)]
+            if not len(part): continue
             by = part.groupby('method')['gap']
-            ax.errorbar(by.mean().reindex(order), np.arange(len(order)) + (i - 1)*.2, xerr=by.std().reindex(order), fmt='o', ms=3, lw=1, label=noise)
+            ax.errorbar(by.mean().reindex(order), np.arange(len(order)) + (i - 1)*.2, xerr=by.std().reindex(order), fmt='o', ms=3, lw=1, c=f'C{i}', label=noise)
         ax.set(title=name, xlabel='share of the gap recovered', yticks=range(len(order)), yticklabels=order); ax.axvline(0, c='gray', lw=.5); ax.axvline(1, c='gray', lw=.5); ax.grid(axis='y', lw=.3)
-    axs[0, 0].legend(fontsize=7)
+    axs[0, 0].legend(fontsize=7, loc='lower right')
     fig.savefig(PNG, dpi=80); plt.close(fig)
 
 def report():
