@@ -9,7 +9,7 @@ __all__ = ['default_cfgs', 'NodeAttention', 'GraphAttention', 'DotAttention', 'G
            'graph_attention']
 
 # %% ../../nbs/models/03_graph.ipynb #68aec3c2
-import sys
+import inspect, sys
 from dataclasses import replace
 
 import timm
@@ -104,7 +104,12 @@ class GraphAttentionNet(nn.Module):
         if not (isinstance(body, str) and timm.is_model(body)): raise InputError(f'body={body!r} is no architecture of timm{nearest(body, timm.list_models())}')
         known = timm.is_model_pretrained(body) or pretrained_cfg_overlay
         if pretrained and not known: raise InputError(f'no pretrained weights of {body} exist; choose another body, or pretrained=False')
-        self.body = timm.create_model(body, pretrained=pretrained, pretrained_cfg_overlay=pretrained_cfg_overlay, cache_dir=cache_dir, num_classes=0, in_chans=in_chans, **kwargs)
+        if not isinstance(num_classes, int) or num_classes < 0: raise InputError(f'num_classes={num_classes!r}: give how many classes there are; 0 for no classifier')
+        try: self.body = timm.create_model(body, pretrained=pretrained, pretrained_cfg_overlay=pretrained_cfg_overlay, cache_dir=cache_dir, num_classes=0, in_chans=in_chans, **kwargs)
+        except TypeError as e:
+            bad, ours = [k for k in kwargs if f"'{k}'" in str(e)], [*inspect.signature(GraphAttentionNet).parameters][:-1]
+            if not bad: raise
+            raise InputError(f'graph_attention has no argument {bad[0]!r}, nor has its body {body}{nearest(bad[0], ours)} (it takes {", ".join(ours)}, and what the body takes)') from e
         self.attend = _BLOCKS[attention](self.body.num_features, dim, patch, heads, skip)
         self.num_features = self.head_hidden_size = self.attend.out_dim
         self.head, self.num_classes = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate), num_classes
