@@ -167,7 +167,8 @@ class Mix(Callback):
         self.learn.yb = self.mixed_yb
 
     def after_batch(self):
-        if self.mixed_yb is not None and self.learn.yb is self.mixed_yb: self.learn.yb = self.own_yb   # metrics of training compare with labels
+        # fastai's CastToTensor makes a tuple of its own, so the tensors are compared
+        if self.mixed_yb is not None and self.learn.yb[0].data_ptr() == self.mixed_yb[0].data_ptr(): self.learn.yb = self.own_yb   # metrics of training compare with labels
         self.own_yb = self.mixed_yb = None
 
     def restore(self): restore_loss(self.learn)

@@ -64,7 +64,7 @@ class TargetTable(Callback):
 
     def before_train(self):
         others = [o for o in self.learn.cbs if isinstance(o, TargetTable)]
-        if len(others) > 1: raise InputError(f'{", ".join(map(str, others))}: one table of targets a training; combine them into one')
+        if len(others) > 1: raise InputError(f'{", ".join(map(str, others))}: one table of targets a training; combine them into one (ProgressiveLabelCorrection(table=...) takes soft labels along)')
         exchange_loss(self.learn)
         try: self.fit_to(self.learn.dls)
         except BaseException: restore_loss(self.learn); raise
