@@ -223,14 +223,16 @@ def plot_zoo(
 ):                        # The axes
     "Results against cost; a dot's area is the number of parameters. Networks without a result are left out."
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
     for o in (x, y):
         if o not in table: raise InputError(f'the table has no column {o!r}{nearest(o, table.columns)}; there are {some(table.columns, 12)}')
     rows = table.dropna(subset=[x, y])
     if rows.empty: raise InputError(f'no row has both {x} and {y}')
     ax = ax or plt.subplots(figsize=(5.5, 3.5))[1]
     ax.scatter(rows[x], rows[y], s=8 + 6*rows.params**.75, alpha=.5)
-    for name, (a, b) in rows[[x, y]].iterrows(): ax.annotate(name, (a, b), fontsize=7, xytext=(3, 3), textcoords='offset points')
+    for i, (name, (a, b)) in enumerate(rows[[x, y]].sort_values(y).iterrows()): ax.annotate(name, (a, b), fontsize=7, xytext=(4, 4 if i % 2 else -9), textcoords='offset points')
     ax.set_xscale('log'); ax.set_xlabel(x); ax.set_ylabel(y); ax.grid(alpha=.3)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5))); ax.xaxis.set_major_formatter('{x:g}'); ax.xaxis.set_minor_formatter(NullFormatter())
     return ax
 
 # %% ../../nbs/models/09_zoo.ipynb #243f82e1
