@@ -22,12 +22,13 @@ from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.metrics import accuracy, accuracy_multi
 from fastai.optimizer import Adam, Lamb, Larc, QHAdam, RAdam, RMSProp, SGD, ranger
 from fastai.torch_core import no_random
-from fastai.vision.learner import create_head, default_split
+from fastai.vision.learner import create_head
 from safetensors.torch import save_file
 
 from .core import InputError, atomic_path, nearest, read_json, some, write_json
 from .data.block import IMAGENET, dls_stats, is_auto, set_stats
 from .models.build import build_model, choose_precision, misfits, read_weights
+from .models.maps import split_attention
 
 # %% ../nbs/30_learner.ipynb #8037ce7b
 OPTS = dict(adam=Adam, sgd=SGD, rmsprop=RMSProp, radam=RAdam, ranger=ranger, lamb=Lamb, larc=Larc, qhadam=QHAdam)
@@ -95,7 +96,7 @@ def make_learner(
     if x.shape[1] == 3 and (is_auto(dls) or (pretrained and stats is None)): set_stats(dls, *(model.info['stats'] if pretrained else IMAGENET), auto=True)
     if precision == 'fp16' and not any(isinstance(o, MixedPrecision) for o in cbs): cbs.append(MixedPrecision('fp16'))     # scales the gradients
     if isinstance(metrics, str) and metrics == 'auto': metrics = [accuracy_multi if isinstance(loss_func, BCEWithLogitsLossFlat) else accuracy]
-    learn = Learner(dls, model, loss_func=loss_func, opt_func=OPTS.get(opt, opt) if isinstance(opt, str) else opt, splitter=default_split, cbs=cbs, metrics=metrics, wd=wd, **learner_kw)
+    learn = Learner(dls, model, loss_func=loss_func, opt_func=OPTS.get(opt, opt) if isinstance(opt, str) else opt, splitter=split_attention, cbs=cbs, metrics=metrics, wd=wd, **learner_kw)
     if pretrained: learn.freeze()
     return learn
 
