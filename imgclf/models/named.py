@@ -9,6 +9,7 @@ __all__ = ['ALIASES', 'cfgs_of', 'alias', 'mobilenetv1', 'mobilenetv2', 'NarrowV
 
 # %% ../../nbs/models/08a_named.ipynb #a36f846b
 import timm
+from timm.layers import ClassifierHead
 from timm.models import model_entrypoint
 from timm.models.efficientnet import _gen_mobilenet_v1, _gen_mobilenet_v2
 from timm.models.vgg import VGG, ConvMlp, cfgs
@@ -66,9 +67,8 @@ class NarrowVGG(VGG):
     def __init__(self, cfg, width=1., num_classes=1000, drop_rate=0., global_pool='avg', **kw):
         super().__init__([o if o == 'M' else max(round(o*width), 1) for o in cfg], num_classes=0, drop_rate=drop_rate, global_pool=global_pool, **kw)
         wide = max(round(4096*width), 1)
-        self.pre_logits = ConvMlp(self.num_features, wide, 7, drop_rate=drop_rate)
-        self.head_hidden_size = self.head.in_features = self.head.num_features = wide
-        self.reset_classifier(num_classes)
+        self.pre_logits = ConvMlp(self.num_features, wide, 7, drop_rate=drop_rate, act_layer=nn.ReLU, conv_layer=nn.Conv2d)
+        self.head, self.head_hidden_size, self.num_classes = ClassifierHead(wide, num_classes, pool_type=global_pool, drop_rate=drop_rate), wide, num_classes
         self._initialize_weights()
 
 @register(cfgs_of('vgg11'))
