@@ -123,6 +123,7 @@ def set_ids(
         return dls
     ids = np.asarray(ids, dtype=object)
     if len(ids) != len(dls.dataset): raise InputError(f'set_ids: {len(ids)} ids for {len(dls.dataset)} rows of the dataset; give one a row, in its order')
+    if not hasattr(dls.dataset, '__dict__'): raise InputError(f'set_ids: a dataset of type {type(dls.dataset).__name__} cannot carry ids; wrap it, as in TfmdLists(range(n), dataset.__getitem__) or torch\'s TensorDataset')
     dls.dataset.__dict__['_imgclf_ids'] = ids   # on the dataset, so that `dl.new()` keeps them
     return dls
 

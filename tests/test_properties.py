@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from sklearn.model_selection import StratifiedKFold
 
-from imgclf.core import InputError
+from imgclf.core import InputError, batch_ids, set_ids
 from imgclf.data.fold import make_folds, split_fold
 from imgclf.data.loader import SeededDL
 from imgclf.data.sample import class_weights, epoch_coverage, one_vs_rest, oversample, sample_weights, undersample
@@ -149,3 +149,29 @@ def test_scores_of_thinned_tasks_come_back_as_probabilities(n, c, take, seed):
     thin = p/(p + take*(1 - p))
     assert np.allclose(combine_scores(thin, take), p)
     assert (combine_scores(thin, take).argmax(1) == combine_scores(thin).argmax(1)).all()
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(2, 40), st.integers(1, 9), st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.integers(0, 2**32 - 1))
+def test_every_batch_knows_its_images(n, bs, repeated, weighted, drop_last, seeded, seed):
+    "Whatever the order, repeated rows, dropped and odd last batches: each image of a batch carries the id that `batch_ids` names, in training and in validation."
+    from fastai.callback.core import Callback
+    from fastai.data.core import DataLoaders, TfmdDL
+    from fastai.learner import Learner
+    from fastai.losses import MSELossFlat
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, n, 2*n) if repeated else rng.permutation(n)      # the image's mark: its number
+    kw = dict(bs=bs, num_workers=0)
+    data = lambda rows: torch.utils.data.TensorDataset(torch.tensor(rows).float()[:, None], torch.zeros(len(rows), 1))
+    ds = data(rows)
+    train = SeededDL(ds, seed=seed, drop_last=drop_last, **kw, **(dict(weights=rng.random(len(ds)) + .1, n=n + 3) if weighted else dict(shuffle=True))) if seeded else \
+            TfmdDL(ds, shuffle=True, drop_last=drop_last, **kw)
+    valid = (SeededDL if seeded else TfmdDL)(data(rows[:n]), **kw)
+    for dl, ids in ((train, rows), (valid, rows[:n])): set_ids(dl, [f'image {o}' for o in ids])
+    seen = []
+    class Look(Callback):
+        def before_batch(self): seen.append((batch_ids(self.learn).tolist(), [f'image {int(o)}' for o in self.xb[0][:, 0]]))
+    learn = Learner(DataLoaders(train, valid), torch.nn.Linear(1, 1), loss_func=MSELossFlat(), cbs=Look(), lr=0., wd=0.)
+    with learn.no_bar(), learn.no_logging(): learn.fit(2)
+    assert all(said == true for said, true in seen)
+    wanted = 2*(len(train)*bs if drop_last else train.n) + 2*n
+    assert sum(len(said) for said, _ in seen) == wanted
