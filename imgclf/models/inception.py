@@ -27,7 +27,7 @@ def _needs_classes(aux, num_classes, name):
     if aux and not num_classes: raise InputError(f'{name}: auxiliary classifiers need num_classes of 1 or more; for a body without classifier use {name.removesuffix("_aux")}')
 
 class GoogLeNet(TorchvisionGoogLeNet):
-    "(B, in_chans, H, W) to (B, num_classes); with `aux` a tuple of three such in training. H and W from 15."
+    "(B, in_chans, H, W) to (B, num_classes); with `aux` a tuple of three such in training. H and W from 31."
     def __init__(self,
         num_classes:int=1000, # Outputs; 0: the pooled features (B, 1024)
         in_chans:int=3,       # Channels of an image
