@@ -30,6 +30,8 @@ from imgclf.data.soft import changed_labels, show_changed, soften_items, soften_
 from imgclf.experiment import Experiment, load_run
 from imgclf.learner import find_lr, make_learner
 from imgclf.losses import FocalLoss, SoftTargetBCE, SoftTargetCE
+from imgclf.models.maps import attention_maps, show_maps
+from imgclf.models.zoo import create_model, list_zoo, plot_zoo, save_table, zoo_sources, zoo_table
 from imgclf.one_vs_rest import one_vs_rest_study
 from imgclf.overview import list_runs, rerun
 from imgclf.report import write_report

@@ -7,8 +7,8 @@ Docs: https://imgclf.github.io/imgclf/cli.html.md"""
 # %% auto #0
 __all__ = ['app', 'Source', 'Labels', 'IdCol', 'FnCol', 'LabelCol', 'LabelCols', 'Suffix', 'LabelDelim', 'Multi', 'Recipe',
            'ConfigFile', 'Settings', 'RunDir', 'Tta', 'Merge', 'With', 'AugOf', 'one_message', 'command', 'make_config',
-           'scan', 'fit', 'predict', 'submit', 'tta', 'compare', 'blend', 'runs', 'rerun', 'clean', 'report', 'demo',
-           'config', 'main']
+           'scan', 'fit', 'predict', 'submit', 'tta', 'compare', 'blend', 'runs', 'rerun', 'clean', 'zoo', 'report',
+           'demo', 'config', 'main']
 
 # %% ../nbs/50_cli.ipynb #80aca5c1
 import errno, os, shlex, warnings
@@ -100,6 +100,10 @@ def make_config(
     given = {k: v for k, v in given.items() if k in Config.model_fields and v is not None}
     for k in _YAML & given.keys(): given[k] = read_yaml(given[k], f'the value of --{k.replace("_", "-")}')
     if 'label_cols' in given: given['label_cols'] = [o.strip() for o in given['label_cols'].split(',')]
+    if recipe == 'paper':
+        arch = given.get('arch') or parse_settings(settings or []).get('arch')
+        if arch is None: raise InputError('--recipe paper is the recipe of an architecture of the zoo: name it by --arch')
+        recipe = f'papers/{arch}'
     layers = [layer for name in (recipe, config) if name for layer in config_layers(name)]
     return Config.layered(*layers, given, parse_settings(settings or []))
 
@@ -289,7 +293,22 @@ def clean(
     typer.echo(f'{len(found):,} disputed labels, {int(found.issue.fillna(False).astype(bool).sum()):,} of them called errors by confident learning\n'
                f'to look at  {path.with_name("doubtful.html")}\nto edit     {path}: set action to change, drop or keep\nto go on    imgclf fit ... --corrections {shlex.quote(str(path))} --out NEW')
 
-# %% ../nbs/50_cli.ipynb #ef09552d
+# %% ../nbs/50_cli.ipynb #698a7f1d
+@command()
+def zoo(
+    names: Annotated[Optional[list[str]], typer.Argument(metavar='[NAME…]', help='networks of the zoo or of timm; all of the zoo unless given', show_default=False)] = None,
+    size: Annotated[int, typer.Option(metavar='PIXELS', min=1, help='side of the images')] = 224,
+    classes: Annotated[int, typer.Option(metavar='N', min=1, help='classes')] = 1000,
+    timed: Annotated[bool, typer.Option('--timed', help='also time a forward pass and a training step on this machine')] = False,
+    out: Annotated[Optional[str], typer.Option(metavar='FILE', help='write the table as .csv or .md', show_default=False)] = None,
+):
+    "Parameters, multiply-adds and activations of each architecture."
+    from imgclf.models.zoo import save_table, zoo_table
+    table = zoo_table(names or None, size=size, num_classes=classes, timed=timed)
+    typer.echo(table.round(3).to_string(na_rep=''))
+    if out: save_table(table, out); typer.echo(f'table: {out}')
+
+# %% ../nbs/50_cli.ipynb #90d73b99
 @command()
 def report(run: RunDir):
     "Write a run's report anew: scores, curves, confusion, most doubtful images."
@@ -325,5 +344,5 @@ def main(
     "The program `imgclf`; ends with `SystemExit`."
     app(args, prog_name='imgclf')
 
-# %% ../nbs/50_cli.ipynb #daadf440
+# %% ../nbs/50_cli.ipynb #9691f44d
 if __name__ == '__main__': main()

@@ -297,6 +297,9 @@ def _find(name, folder=None):
     path = (folder or Path())/Path(name).expanduser()
     if path.is_file(): return path
     if str(name) in list_recipes(): return RECIPES/f'{name}.yaml'
+    papers = [f'papers/{o.stem}' for o in sorted((RECIPES/'papers').glob('*.yaml'))]
+    if str(name) in papers: return RECIPES/f'{name}.yaml'
+    if str(name).startswith('papers/'): raise InputError(f'{name}: no such recipe{nearest(name, papers)} (there are: {", ".join(papers)})')
     if path.is_dir(): raise InputError(f'{path} is a folder; give a YAML file of settings')
     raise InputError(f'{name}: no such file, and no recipe of that name{nearest(name, list_recipes())} (recipes: {", ".join(list_recipes())})')
 

@@ -30,23 +30,25 @@ from torch import nn
 from ..core import InputError, nearest, some
 from ..demo import PACKAGED, packaged_weights
 from .depthwise import fast_depthwise
+from .zoo import list_zoo      # registers the zoo with timm
 
 # %% ../../nbs/models/00_build.ipynb #a3bb23e7
-def arch_names()->dict: # Name: where it comes from, 'timm', 'torchvision' or 'fastai'
+def arch_names()->dict: # Name: where it comes from, 'zoo', 'timm', 'torchvision' or 'fastai'
     "Every architecture that `build_model` knows; a name that two libraries have means the first's."
     return {**{o: 'fastai' for o in xresnet.__all__ if re.match('x(se_?)?(res|net)', o)},
             **{o: 'torchvision' for o in torchvision.models.list_models(module=torchvision.models)},
-            **{o: 'timm' for o in timm.list_models()}}
+            **{o: 'timm' for o in timm.list_models()}, **dict.fromkeys(list_zoo(), 'zoo')}
 
 def library_of(
-    arch:str, # A name, a tag of timm's with it or not
+    arch:str, # A name, a tag of timm's with it or not; `torchvision/alexnet` where the zoo has a network of the same name
 )->str:       # 'timm', 'torchvision' or 'fastai'
     "Which library has an architecture. Raises `InputError` with the nearest names where none has."
     if isinstance(arch, str) and timm.is_model(arch): return 'timm'     # with a tag too: `vit_tiny_patch16_224.augreg_in21k`
     names = arch_names()
     if arch in names: return names[arch]
+    if isinstance(arch, str) and arch.startswith('torchvision/') and arch[12:] in torchvision.models.list_models(module=torchvision.models): return 'torchvision'
     name = getattr(arch, '__name__', arch)
-    raise InputError(f'unknown architecture {name!r} (arch_names() lists those of timm, torchvision and fastai){nearest(name, names)}')
+    raise InputError(f'unknown architecture {name!r} (arch_names() lists those of the zoo, timm, torchvision and fastai){nearest(name, names)}')
 
 # %% ../../nbs/models/00_build.ipynb #1eb5e23a
 @contextmanager
@@ -67,7 +69,7 @@ def _hub_weights(arch, make):
     ways = "weights=FILE (a local .safetensors or .pth)" + (", weights='packaged'" if arch in PACKAGED else '') + ', or pretrained=False'
     try:
         with _bounded_downloads(): return make()
-    except TypeError: raise                # an argument that the architecture does not have: reported by the caller
+    except (TypeError, InputError): raise  # an argument that the architecture does not have: reported by the caller
     except Exception as e:
         why = str(e).strip().split('\n')[0]
         raise InputError(f'no pretrained weights of {arch} to be had ({type(e).__name__}: {why[:160]}); give {ways}') from e
@@ -172,7 +174,8 @@ def _unknown(arch, library, error):
     if not (m := re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", str(error))): return None
     if library == 'fastai': cls, no = xresnet.XResNet, ('block', 'expansion', 'layers', 'c_in', 'n_out')
     else:
-        fn, no = timm.model_entrypoint(arch) if library == 'timm' else torchvision.models.get_model_builder(arch), ('block', 'num_classes', 'in_chans', 'args', 'kwargs')
+        fn, no = timm.model_entrypoint(arch) if library == 'timm' else torchvision.models.get_model_builder(arch.removeprefix('torchvision/')), ('block', 'num_classes', 'in_chans', 'args', 'kwargs')
+        fn = inspect.unwrap(fn)
         cls = getattr(sys.modules[fn.__module__], m[1], fn)
     takes = [o for o in inspect.signature(cls.__init__ if isinstance(cls, type) else cls).parameters if o not in ('self', *no)]
     return f'{arch} has no argument {m[2]!r}{nearest(m[2], takes)}' + (f' (it takes {", ".join(takes)})' if takes else '')
@@ -196,7 +199,7 @@ class Body(nn.Module):
 
 # %% ../../nbs/models/00_build.ipynb #0407145e
 def _timm_backbone(arch, n_in, size, pretrained, kw):
-    cfg, kw = timm.get_pretrained_cfg(arch), named_layers(kw, 'timm')
+    cfg, kw = timm.get_pretrained_cfg(kw.get('body', arch)), named_layers(kw, 'timm')     # `body`: of the graph-attention network
     if cfg is not None and cfg.fixed_input_size and tuple(size) != cfg.input_size[1:]: kw = {'img_size': tuple(size), **kw}
     try:
         if pretrained and not timm.is_model_pretrained(arch): raise InputError(f'no pretrained weights of {arch} exist; give weights=FILE, or pretrained=False')
@@ -216,7 +219,7 @@ def _timm_backbone(arch, n_in, size, pretrained, kw):
 
 def _other_backbone(arch, n_in, pretrained, kw, library):
     "torchvision's and fastai's: their last layer of weights is the classifier."
-    kw = named_layers(kw, library)
+    kw, arch = named_layers(kw, library), arch.removeprefix('torchvision/')
     if library == 'fastai':
         if pretrained and arch != 'xresnet50': raise InputError(f'no pretrained weights of {arch} exist; give weights=FILE, or pretrained=False')
         fn, kw = getattr(xresnet, arch), dict(c_in=n_in, pretrained=pretrained, **kw)
@@ -252,7 +255,7 @@ def build_model(
     library, hw = library_of(arch), (size, size) if isinstance(size, int) else tuple(size)
     if head not in HEADS: raise InputError(f'head={head!r}: one of {", ".join(HEADS)}{nearest(head, HEADS)}')
     if head == 'plain' and head_args: raise InputError(f"head='plain' takes ps only, not {some(head_args)}")
-    if weights == 'packaged': weights = packaged_weights(arch)
+    if weights == 'packaged': weights = packaged_weights(kw.get('body', arch))
     fetch = pretrained and weights is None
     with no_random(seed, reproducible=False):
         try: model, stats, heads = _timm_backbone(arch, n_in, hw, fetch, kw) if library == 'timm' else _other_backbone(arch, n_in, fetch, kw, library)
