@@ -26,6 +26,8 @@ class Comparison:
     table:pd.DataFrame      # A row a run: `score, gain, low, high, p, verdict` over the first
     per_class:pd.DataFrame  # A row a class: recall of each run, and the others' gains with intervals
     level:float             # Confidence of the intervals
+    seed_sd:float=None      # Standard deviation of the score between runs that differ in their seed alone; None without such
+    repeats:int=0           # So many runs are such repeats
     def __repr__(self): return self.text
 
     @property
@@ -40,7 +42,11 @@ class Comparison:
             unit = ' points' if points else ''
             if r.verdict == 'unclear': return f'{o} and {first} cannot be told apart in {name}: {signed(r.gain)}{unit}, {between}.'
             return f'{o} is {r.verdict} than {first} by {num(r.gain)}{unit} of {name}, {between}.'
-        return '\n'.join(sentence(o, r) for o, r in self.table.iloc[1:].iterrows())
+        said = [sentence(o, r) for o, r in self.table.iloc[1:].iterrows()]
+        if self.seed_sd is not None:
+            said.append(f'Seeds: {self.repeats} of the runs are repeats; their scores have a standard deviation of {num(self.seed_sd)}{" points" if points else ""}, '
+                        f'so by luck alone two runs often differ by {num(2*2**.5*self.seed_sd)}.')
+        return '\n'.join(said)
 
     def plot(self, ax=None):
         "Gains over the first run, with their intervals."
@@ -82,7 +88,16 @@ def compare_runs(
     targs = first.targets(items)
     probs = {k: o.oof.set_index('id').loc[ids, o.prob_cols].to_numpy(np.float64) for k, o in zip(names, runs)}
     kw = dict(n=n, seed=seed, level=level)
-    return Comparison(paired_gain(probs, targs, metric, vocab=first.vocab, multi=first.info['multi'], **kw), _per_class(probs, targs, first.vocab, kw), level)
+    table = paired_gain(probs, targs, metric, vocab=first.vocab, multi=first.info['multi'], **kw)
+    return Comparison(table, _per_class(probs, targs, first.vocab, kw), level, *_between_seeds(runs, table.score))
+
+def _between_seeds(runs, scores):
+    "Pooled standard deviation over groups of runs that differ in their seed alone, and the number of such runs."
+    alike = pd.Series([run.config.model_dump_json(exclude={'seed', 'num_workers', 'cache', 'tta'}) for run in runs], index=scores.index)
+    groups = [g for _, g in scores.groupby(alike) if len(g) > 1]
+    if not groups: return None, 0
+    n = sum(map(len, groups))
+    return float((sum(g.var(ddof=0)*len(g) for g in groups)/(n - len(groups)))**.5), n
 
 def _truth(run):
     "The labels that score a run, by id: clean ones where there are."
