@@ -15,10 +15,10 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from sklearn.linear_model import LinearRegression
 
-from .core import InputError, raise_all, some
+from .core import InputError, raise_all
 from .experiment import as_predictions, images_to_items, load_run
 from .metrics import greater_is_better, paired_gain
-from .runs import Run
+from .runs import Run, alike
 
 # %% ../nbs/48_blend.ipynb #2e1031cf
 def blend_weights(
@@ -74,16 +74,11 @@ def blend_runs(
     "Fit blending weights on out-of-fold predictions, and estimate the gain on images that the weights were not fitted on. Raises `InputError` for runs that do not fit together."
     runs = [o if isinstance(o, Run) else load_run(o) for o in runs]
     if len(runs) < 2: raise InputError(f'{len(runs)} run: it takes two or more to blend')
-    names = [o.path.name for o in runs]
-    if len(set(names)) < len(names): names = [o.path.as_posix() for o in runs]
-    first, problems = runs[0], []
-    if len(set(names)) < len(names): problems.append(f'{some(sorted({o for o in names if names.count(o) > 1}))} is given twice')
-    label = first.items.set_index('id').label
+    names, problems = alike(runs)
+    raise_all(problems, 'blend_runs')
+    first, label = runs[0], runs[0].items.set_index('id').label
     for name, o in zip(names[1:], runs[1:]):
-        other = o.items.set_index('id').label
-        if o.vocab != first.vocab: problems.append(f'{name} has the classes {some(o.vocab)}, {names[0]} {some(first.vocab)}')
-        elif set(other.index) != set(label.index): problems.append(f'{name} and {names[0]} are of other images ({len(set(other.index) ^ set(label.index))} are in one of them only)')
-        elif not other.loc[label.index].equals(label): problems.append(f'{name} and {names[0]} have other labels')
+        if not o.items.set_index('id').label.loc[label.index].equals(label): problems.append(f'{name} and {names[0]} have other labels')
         if o.config.suffix != first.config.suffix: problems.append(f'{name} has ids with the suffix {o.config.suffix!r}, {names[0]} with {first.config.suffix!r}')
     raise_all(problems, 'blend_runs')
     metric, ids, targs, fold = metric or first.config.metric, first.items.id, first.targets(), first.items.fold.to_numpy()

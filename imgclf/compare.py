@@ -9,15 +9,14 @@ __all__ = ['Comparison', 'compare_runs']
 
 # %% ../nbs/45_compare.ipynb #730d0715
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from .core import InputError, raise_all, some
+from .core import raise_all
 from .metrics import paired_gain
-from .runs import Run, fingerprint
+from .runs import Run, alike
 
 # %% ../nbs/45_compare.ipynb #c9582096
 @dataclass(repr=False)
@@ -72,15 +71,11 @@ def compare_runs(
 
     Raises `InputError` for runs that are not finished, or of other images, folds or labels."""
     runs = [o if isinstance(o, Run) else Run(o) for o in (a, b, *others)]
-    names = [o.path.name for o in runs]
-    if len(set(names)) < len(names): names = [str(o.path) for o in runs]
-    if len(set(names)) < len(names): raise InputError(f'{some(sorted({o for o in names if names.count(o) > 1}))} is given twice; compare different runs')
-    first, problems = runs[0], []
-    truth = {k: _truth(o) for k, o in zip(names, runs)}
+    names, problems = alike(runs)
+    raise_all(problems, 'compare_runs')
+    first, truth = runs[0], {k: _truth(o) for k, o in zip(names, runs)}
     for name, o in zip(names[1:], runs[1:]):
-        if o.vocab != first.vocab: problems.append(f'{name} has the classes {some(o.vocab)}, {names[0]} {some(first.vocab)}')
-        elif set(o.items.id) != set(first.items.id): problems.append(f'{name} and {names[0]} are of other images ({len(set(o.items.id) ^ set(first.items.id))} are in one of them only)')
-        elif (at := o.items.set_index('id').fold.loc[first.items.id].to_numpy() != first.items.fold.to_numpy()).any(): problems.append(f'{at.sum()} images are in other folds in {name} than in {names[0]}; use the same folds and seed, or items with a fold column')
+        if (at := o.items.set_index('id').fold.loc[first.items.id].to_numpy() != first.items.fold.to_numpy()).any(): problems.append(f'{at.sum()} images are in other folds in {name} than in {names[0]}; use the same folds and seed, or items with a fold column')
         elif not truth[name].reindex(truth[names[0]].index).equals(truth[names[0]]) or len(truth[name]) != len(truth[names[0]]): problems.append(f'{name} and {names[0]} are scored by other labels; give both the same, or the same clean_col')
     raise_all(problems, 'compare_runs')
     metric, ids = metric or first.config.metric, truth[names[0]].index

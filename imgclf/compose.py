@@ -90,7 +90,7 @@ def config_loss(
     "The loss that `config` describes. Raises `InputError` for what several labels do not have, and for weights that do not name the classes."
     c = config
     if multi:
-        bad = [f'{k}={getattr(c, k)!r}' for k, no in (('loss', ('ce', 'focal')), ('class_weights', None)) if (getattr(c, k) in no if no else getattr(c, k) is not None)]
+        bad = [f'loss={c.loss!r}']*(c.loss in ('ce', 'focal')) + [f'class_weights={c.class_weights!r}']*(c.class_weights is not None)
         if bad: raise InputError(f'{", ".join(bad)}: the images have several labels each, which are trained on by binary cross-entropy; leave it out')
         return None
     weight = None

@@ -18,7 +18,7 @@ from fastai.learner import Metric
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, log_loss, roc_auc_score
 
-from .core import InputError, nearest, raise_all, some
+from .core import InputError, is_whole, nearest, raise_all, some
 
 # %% ../nbs/11_metrics.ipynb #ae909fad
 def _hard(targs):
@@ -198,6 +198,19 @@ def accuracy_interval(
     return float(ci.low), float(ci.high)
 
 # %% ../nbs/11_metrics.ipynb #70a76a9a
+def _bootstrap(values, size, metric, n, seed, level):
+    "Percentile interval of each of the `values(at)`, over draws of `size` images with replacement."
+    if not is_whole(n, 10): raise InputError(f'n={n!r}: give at least 10 draws; 1000 is usual')
+    if not 0 < level < 1: raise InputError(f'level={level!r}: give a share between 0 and 1, such as .95')
+    values(slice(None))               # what is undefined for all images fails here, with its reason
+    rng, draws = np.random.default_rng(seed), []
+    for _ in range(n):
+        try: draws.append(values(rng.integers(0, size, size)))
+        except InputError: pass       # a draw without some class
+    draws = np.array([o for o in draws if not np.isnan(o).any()])
+    if len(draws) < .9*n: raise InputError(f'{metric_name(metric)} is undefined in {1 - len(draws)/n:.0%} of the draws: {size} images are too few for an interval')
+    return np.quantile(draws, [(1 - level)/2, (1 + level)/2], axis=0)
+
 def bootstrap_interval(
     metric,          # A name of `METRICS`, or a function(targs, probs)
     probs,           # (N, C) probabilities
@@ -210,20 +223,10 @@ def bootstrap_interval(
     level:float=.95, # Confidence
 )->tuple:            # (low, high)
     "Percentile bootstrap over images. Raises `InputError` where the metric is undefined in more than a tenth of the draws."
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 10: raise InputError(f'n={n!r}: give at least 10 draws; 1000 is usual')
-    if not 0 < level < 1: raise InputError(f'level={level!r}: give a share between 0 and 1, such as .95')
     metric = _find(metric)
     probs, targs, multi, vocab = _check(probs, targs, vocab, multi)
-    _value(metric, probs, targs, multi, vocab)        # what is undefined for all images fails here, with its reason
-    rng, values = np.random.default_rng(seed), []
-    for _ in range(n):
-        at = rng.integers(0, len(probs), len(probs))
-        try: values.append(_value(metric, probs[at], targs[at], multi, vocab))
-        except InputError: values.append(np.nan)
-    if (share := np.isnan(values).mean()) > .1:
-        raise InputError(f'{metric_name(metric)} is undefined in {share:.0%} of the draws: {len(probs)} images are too few for an interval')
-    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    low, high = _bootstrap(lambda at: [_value(metric, probs[at], targs[at], multi, vocab)], len(probs), metric, n, seed, level)
+    return float(low[0]), float(high[0])
 
 # %% ../nbs/11_metrics.ipynb #86122c79
 def mcnemar(
@@ -247,22 +250,13 @@ def paired_gain(
     level:float=.95,      # Confidence
 )->pd.DataFrame:          # A row a model: `score, gain, low, high, p, verdict`; a gain is positive where it is better
     "Paired bootstrap intervals of what each model gains over the first."
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 10: raise InputError(f'n={n!r}: give at least 10 draws; 1000 is usual')
-    if not 0 < level < 1: raise InputError(f'level={level!r}: give a share between 0 and 1, such as .95')
     targs, sign = np.asarray(targs), 1 if greater_is_better(metric) else -1
     value = lambda p, at=slice(None): score(metric, p[at], targs[at], vocab, multi)
     own = {k: value(p) for k, p in probs.items()}
     right = {k: p.argmax(1) == targs for k, p in probs.items()} if targs.ndim == 1 else None
-    fast = metric == 'accuracy' and right is not None
-    hits = np.stack([*right.values()]).astype(float) if fast else None
-    rng, draws = np.random.default_rng(seed), []
-    for _ in range(n):
-        at = rng.integers(0, len(targs), len(targs))
-        try: scores = hits[:, at].mean(1) if fast else np.array([value(p, at) for p in probs.values()])
-        except InputError: continue      # a draw without some class, where the metric is undefined
-        draws.append(sign*(scores - scores[0]))
-    if len(draws) < .9*n: raise InputError(f'{metric_name(metric)} is undefined in {1 - len(draws)/n:.0%} of the draws: {len(targs)} images are too few for an interval')
-    low, high = np.quantile(draws, [(1 - level)/2, (1 + level)/2], axis=0) + 0.
+    hits = np.stack([*right.values()]).astype(float) if metric == 'accuracy' and right is not None else None      # counted at once
+    scores = (lambda at: hits[:, at].mean(1)) if hits is not None else lambda at: np.array([value(p, at) for p in probs.values()])
+    low, high = _bootstrap(lambda at: sign*((s := scores(at)) - s[0]) + 0., len(targs), metric, n, seed, level)
     first = next(iter(own))
     res = pd.DataFrame(dict(score=own, gain={k: sign*(v - own[first]) + 0. for k, v in own.items()}, low=dict(zip(probs, low)), high=dict(zip(probs, high))))
     if right is not None: res['p'] = {k: mcnemar(right[first], o) for k, o in right.items()}

@@ -6,7 +6,7 @@ Docs: https://imgclf.github.io/imgclf/report.html.md"""
 
 # %% auto #0
 __all__ = ['confusion', 'per_class', 'confused_pairs', 'plot_confusion', 'plot_losses', 'worst', 'thumbnail', 'plot_worst',
-           'summary', 'png_bytes', 'data_uri', 'write_report']
+           'summary', 'png_bytes', 'data_uri', 'tile', 'write_report']
 
 # %% ../nbs/43_report.ipynb #e38f78de
 import base64, math, warnings
@@ -289,10 +289,13 @@ def _text(v, spec):
 
 def _texts(rows, spec): return pd.DataFrame({c: [_text(v, spec) for v in rows[c]] for c in rows}, index=rows.index)
 
+def tile(path)->dict: # `src`, `tiny`; or `reason`, where there is no picture
+    "A thumbnail as a page shows it."
+    im = thumbnail(path, 160)
+    return dict(reason=im, src=None) if isinstance(im, str) else dict(src=data_uri(png_bytes(im)), tiny=max(im.size) < 100)
+
 def _tile(row):
-    im = thumbnail(row.path, 160)
-    seen = dict(reason=im, src=None) if isinstance(im, str) else dict(src=data_uri(png_bytes(im)), tiny=max(im.size) < 100)
-    return dict(seen, id=row.id, fold=row.fold, given=_name(row.given, 60), predicted=_name(row.predicted, 60), sure=f'{row.confidence:.0%}')
+    return dict(tile(row.path), id=row.id, fold=row.fold, given=_name(row.given, 60), predicted=_name(row.predicted, 60), sure=f'{row.confidence:.0%}')
 
 def write_report(
     run:Run,              # A run whose folds are all finished

@@ -17,7 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from .core import InputError, atomic_path, nearest, raise_all, some, write_text
 from .data.clean import find_issues
 from .data.soft import join_oof
-from .report import data_uri, png_bytes, thumbnail
+from .report import tile
 from .runs import Run
 
 # %% ../nbs/47_review.ipynb #a47594c4
@@ -79,11 +79,8 @@ def write_review(
         old = read_corrections(path)
         decided = old[(old.action != 'keep') | ~old.id.isin(sheet.id)]
         sheet = pd.concat([sheet[~sheet.id.isin(decided.id)], decided], ignore_index=True)
-    tiles = []
-    for row in top.itertuples():
-        im = thumbnail(row.path, 160)
-        seen = dict(reason=im, src=None) if isinstance(im, str) else dict(src=data_uri(png_bytes(im)), tiny=max(im.size) < 100)
-        tiles.append(dict(seen, id=row.id, given=row.given, suggested=row.suggested, sure=f'{row.p_given:.2f} → {row.p_suggested:.2f}', issue=row.issue is True or row.issue == True, corrected=row.corrected))
+    tiles = [dict(tile(row.path), id=row.id, given=row.given, suggested=row.suggested, sure=f'{row.p_given:.2f} → {row.p_suggested:.2f}', issue=not pd.isna(row.issue) and bool(row.issue), corrected=row.corrected)
+             for row in top.itertuples()]
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(_REVIEW).render(
         title=f'Doubtful labels of {run.path.resolve().name}', shown=len(top), disputed=len(table), images=f'{len(run.items):,}', file=path.name, tiles=tiles)
     with atomic_path(path) as tmp: sheet.to_csv(tmp, index=False)

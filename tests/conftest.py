@@ -39,5 +39,16 @@ def script():
     "The path of a program installed beside this Python."
     return lambda name: Path(sys.executable).parent/name
 
+@pytest.fixture
+def imgclf(capsys, world, monkeypatch):
+    "Run a command in this process, in the folder of the module's own fixture `world`; returns (exit code, stdout, stderr)."
+    from imgclf.cli import main
+    monkeypatch.chdir(world)
+    def _run(*args):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as e: main([str(o) for o in args])
+        return e.value.code or 0, *capsys.readouterr()
+    return _run
+
 def pytest_addoption(parser):
     parser.addoption('--flags', default='', help="also run notebook cells with these marks, such as 'slow' or 'slow cuda'")

@@ -40,16 +40,6 @@ def world(tmp_path_factory):
     for k in range(8, 12): save(d/'test'/f'im{k}.png', k % 3, k)
     return d
 
-@pytest.fixture
-def imgclf(capsys, world, monkeypatch):
-    "Run a command in this process, in the world's folder; returns (exit code, stdout, stderr)."
-    monkeypatch.chdir(world)
-    def _run(*args):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as e: main([str(o) for o in args])
-        return e.value.code or 0, *capsys.readouterr()
-    return _run
-
 @pytest.fixture(scope='module')
 def base(world):
     "A run on class folders."

@@ -29,16 +29,6 @@ def without(args, *names): return [o for a, o in zip([None, *args], args) if o n
 
 TABLE = ['train', '--labels', 'table.csv', '--id-col', 'image', '--label-col', 'label', '--clean-col', 'truth']
 
-@pytest.fixture
-def imgclf(capsys, world, monkeypatch):
-    "Run a command in this process, in the world's folder; returns (exit code, stdout, stderr)."
-    monkeypatch.chdir(world)
-    def _run(*args):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as e: main([str(o) for o in args])
-        return e.value.code or 0, *capsys.readouterr()
-    return _run
-
 @pytest.fixture(scope='module')
 def base(world):
     os.chdir(world)

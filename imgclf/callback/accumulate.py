@@ -8,7 +8,7 @@ Docs: https://imgclf.github.io/imgclf/callback/accumulate.html.md"""
 __all__ = ['loss_mass', 'Accumulate', 'EarlyStop']
 
 # %% ../../nbs/callback/06_accumulate.ipynb #3a2d5cdc
-from numbers import Integral, Real
+from numbers import Real
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.training import GradientAccumulation
 from torch import nn
 
-from ..core import InputError, nearest, some
+from .seed import CountEpochs, check_total
+from ..core import InputError, is_whole, nearest, some
 from ..losses import SoftTargetCE
 
 # %% ../../nbs/callback/06_accumulate.ipynb #823938b7
@@ -35,7 +36,6 @@ def loss_mass(
     return (y*w).sum() if isinstance(f, SoftTargetCE) else len(y)      # torch divides by images for soft targets
 
 # %% ../../nbs/callback/06_accumulate.ipynb #5e9735e0
-def _whole(o, least): return isinstance(o, Integral) and not isinstance(o, bool) and o >= least
 def _number(o): return isinstance(o, Real) and not isinstance(o, bool)
 
 class Accumulate(Callback):
@@ -47,7 +47,7 @@ class Accumulate(Callback):
         clip:float=None,  # Largest norm of the gradient that is stepped with, > 0, such as .5; None: no clipping
     ):
         ns = n if isinstance(n, dict) else {0: n}
-        if not (0 in ns and all(_whole(k, 0) and _whole(v, 1) for k, v in ns.items())):
+        if not (0 in ns and all(is_whole(k, 0) and is_whole(v, 1) for k, v in ns.items())):
             raise InputError(f'n={n!r}: give the number of batches a step, 1 or more, or {{first epoch: batches}} beginning with epoch 0')
         if clip is not None and not (_number(clip) and 0 < clip < float('inf')): raise InputError(f'clip={clip!r}: give the largest norm, above 0, such as .5, or None for no clipping')
         self.ns, self.clip = dict(sorted(ns.items())), clip
@@ -100,7 +100,7 @@ class Accumulate(Callback):
     def load_state_dict(self, state): self.finished = state['finished']
 
 # %% ../../nbs/callback/06_accumulate.ipynb #e5ec656f
-class EarlyStop(Callback):
+class EarlyStop(CountEpochs):
     """End the last fit after `patience` epochs without a better value.
     Raises `InputError` for impossible settings, and before the first step for a value that is not recorded or a plan that cannot be."""
     order = 55   # after Recorder, before SaveState: what it counts in an epoch is saved with it
@@ -111,9 +111,9 @@ class EarlyStop(Callback):
         total:int=None,           # Epochs planned over all fits; None: this fit is the last one
         greater:bool=None,        # Whether a larger value is better; None: yes, unless its name has 'loss' or 'error' in it
     ):
-        if not _whole(patience, 1): raise InputError(f'patience={patience!r}: give a number of epochs, 1 or more')
+        if not is_whole(patience, 1): raise InputError(f'patience={patience!r}: give a number of epochs, 1 or more')
         if not (_number(min_delta) and 0 <= min_delta < float('inf')): raise InputError(f'min_delta={min_delta!r}: give a number, 0 or more')
-        if total is not None and not _whole(total, 1): raise InputError(f'total={total!r}: give the number of epochs of all fits, 1 or more')
+        check_total(total)
         if greater not in (None, True, False): raise InputError(f'greater={greater!r}: True, False or None')
         self.monitor, self.patience, self.min_delta, self.total = monitor, patience, min_delta, total
         self.greater = not ('loss' in monitor or 'error' in monitor) if greater is None else greater
@@ -122,9 +122,6 @@ class EarlyStop(Callback):
     def reset(self):
         "Forget all values, and count epochs from zero. A new `fit` alone forgets nothing."
         self.finished, self.best, self.wait, self.stopped, self.trained, self.last_fit = 0, None, 0, False, False, False
-
-    @property
-    def counting(self): return not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
 
     def before_fit(self):
         if not self.counting: return
@@ -138,10 +135,7 @@ class EarlyStop(Callback):
 
     def before_train(self):
         if not self.counting: return
-        end = self.finished + self.learn.n_epoch - self.learn.epoch      # of this fit, in epochs over the learner's life
-        if self.total is None and getattr(self.learn.opt, 'frozen_idx', 0) > 0: raise InputError(f'{self}: the body is frozen, so another fit will follow; give total, the epochs of all fits together')
-        if self.total is not None and end > self.total: raise InputError(f'{self}(total={self.total}): this fit goes on to epoch {end}; give the epochs of all fits together, or call reset() for a new training')
-        self.trained, self.last_fit = True, self.total is None or end == self.total
+        self.trained, (_, self.last_fit) = True, self.planned()
 
     def after_epoch(self):
         if not (self.trained and self.counting): return                  # left out by a resume

@@ -9,13 +9,14 @@ __all__ = ['ema_decay', 'ema_update', 'Average', 'EMA', 'SWA', 'validated_state'
 
 # %% ../../nbs/callback/05_average.ipynb #b3eeb797
 from functools import partial
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
 from fastai.callback.core import Callback
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
-from ..core import InputError
+from .seed import CountEpochs, check_total
+from ..core import InputError, is_whole
 from ..data.loader import seeded_rng
 
 # %% ../../nbs/callback/05_average.ipynb #dba09dcf
@@ -38,11 +39,10 @@ def ema_update(
     else: torch._foreach_copy_(averaged, current)
 
 # %% ../../nbs/callback/05_average.ipynb #4d7358a8
-def _whole(o, least): return isinstance(o, Integral) and not isinstance(o, bool) and o >= least
 def _number(o): return isinstance(o, Real) and not isinstance(o, bool)
 def _tensors(model): return [*model.parameters(), *model.buffers()]
 
-class Average(Callback):
+class Average(CountEpochs):
     "What EMA and SWA share: when to average, and which weights the model holds. Raises `InputError` for impossible settings, and before the first step for a plan that cannot be."
     order, run_valid = 65, False               # after the schedulers, which set the learning rate; before SaveState
     averaged, _stateattrs = None, ('averaged',) # not pickled by `learn.export`: the model holds it by then
@@ -50,8 +50,8 @@ class Average(Callback):
         start,           # First epoch that is averaged: a number from 0, or a share of all epochs (float below 1)
         total:int=None,  # Epochs planned over all fits; None: this fit is the last one
     ):
-        if not (_whole(start, 0) or isinstance(start, float) and 0 <= start < 1): raise InputError(f'start={start!r}: give a number of epochs from 0, or a share of all epochs from 0. to below 1.')
-        if total is not None and not _whole(total, 1): raise InputError(f'total={total!r}: give the number of epochs of all fits, 1 or more')
+        if not (is_whole(start, 0) or isinstance(start, float) and 0 <= start < 1): raise InputError(f'start={start!r}: give a number of epochs from 0, or a share of all epochs from 0. to below 1.')
+        check_total(total)
         if total is not None and start >= total: raise InputError(f'start={start!r} with total={total}: nothing would be averaged; start earlier, or train longer')
         self.start, self.total = start, total
         self.reset()
@@ -60,9 +60,6 @@ class Average(Callback):
         "Forget the average, and count epochs from zero. A new `fit` alone forgets nothing."
         self.averaged, self.updates, self.finished = None, 0, 0
         self.swapped = self.fitting = self.active = self.last_fit = self.done = self.step_lost = False
-
-    @property
-    def counting(self): return not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
 
     # The technique
     def new_average(self, model)->AveragedModel:
@@ -96,13 +93,10 @@ class Average(Callback):
 
     def _plan(self):
         "First epoch to average, over the learner's life, and whether this fit is the last."
-        end = self.finished + self.learn.n_epoch - self.learn.epoch      # of this fit
-        if self.total is None and getattr(self.learn.opt, 'frozen_idx', 0) > 0: raise InputError(f'{self}: the body is frozen, so another fit will follow; give total, the epochs of all fits together')
-        total = end if self.total is None else self.total
-        if end > total: raise InputError(f'{self}(total={total}): this fit goes on to epoch {end}; give the epochs of all fits together, or call reset() for a new training')
+        total, last = self.planned()
         first = int(self.start*total + 1e-9) if isinstance(self.start, float) else self.start
         if first >= total: raise InputError(f'{self}(start={self.start}): nothing would be averaged in {total} epochs; start earlier, or train longer')
-        return first, end == total
+        return first, last
 
     def after_train(self):
         if self.counting: self.finished += 1

@@ -9,7 +9,7 @@ __all__ = ['mix', 'cut_boxes', 'outside', 'Mix', 'MixUp', 'CutMix', 'CutMixUp']
 
 # %% ../../nbs/callback/02_mix.ipynb #110c2e8c
 from contextlib import contextmanager, nullcontext
-from numbers import Integral, Real
+from numbers import Real
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from scipy.special import betaincinv
 from torch import nn
 from torch.nn import functional as F
 
-from ..core import InputError, batch_key, batch_uniform, nearest
+from .seed import CountEpochs, check_total
+from ..core import InputError, batch_key, batch_uniform, is_whole, nearest
 from ..data.loader import SeededDL
 from ..losses import SoftTargetCE, exchange_loss, restore_loss
 
@@ -68,7 +69,7 @@ def _or_restore(learn):
     try: yield
     except BaseException: restore_loss(learn); raise
 
-class Mix(Callback):
+class Mix(CountEpochs):
     """What MixUp, CutMix and CutMixUp share: partners, soft targets, the loss, when to be off.
     Raises `InputError` for impossible settings, and before the first step for targets or a loss that cannot be mixed."""
     run_valid = False        # order 0: after TargetTable, before mixed precision
@@ -78,12 +79,11 @@ class Mix(Callback):
         off_last=0,           # Switch off for so many of the last epochs (int), or for this share of all epochs (float below 1)
         total:int=None,       # Epochs planned over all fits; None: this fit is the last one
     ):
-        whole = lambda o: isinstance(o, Integral) and not isinstance(o, bool)
-        if num_classes is not None and not (whole(num_classes) and num_classes >= 1): raise InputError(f'num_classes={num_classes!r}: give the number of classes, 1 or more')
+        if num_classes is not None and not is_whole(num_classes, 1): raise InputError(f'num_classes={num_classes!r}: give the number of classes, 1 or more')
         if per not in ('image', 'batch'): raise InputError(f"per={per!r}: 'image' or 'batch'{nearest(per, ('image', 'batch'))}")
-        if not (whole(off_last) and off_last >= 0 or isinstance(off_last, float) and 0 <= off_last < 1):
+        if not (is_whole(off_last, 0) or isinstance(off_last, float) and 0 <= off_last < 1):
             raise InputError(f'off_last={off_last!r}: give a number of epochs, or a share of all epochs from 0. to below 1.')
-        if total is not None and not (whole(total) and total >= 1): raise InputError(f'total={total!r}: give the number of epochs of all fits, 1 or more')
+        check_total(total)
         self.num_classes, self.per, self.off_last, self.total = num_classes, per, off_last, total
         self.reset()
 
@@ -93,9 +93,6 @@ class Mix(Callback):
 
     def state_dict(self): return dict(finished=self.finished)
     def load_state_dict(self, state): self.finished = state['finished']
-
-    @property
-    def counting(self): return not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
 
     def shares(self,
         u:np.ndarray,  # (N, 5) uniform draws
@@ -135,10 +132,7 @@ class Mix(Callback):
     def is_on(self):
         "Whether this epoch is mixed. Raises `InputError` where the plan cannot be known or is contradicted."
         if not self.off_last or not self.counting: return True
-        end = self.finished + self.learn.n_epoch - self.learn.epoch      # of this fit, in epochs over the learner's life
-        if self.total is None and getattr(self.learn.opt, 'frozen_idx', 0) > 0: raise InputError(f'{self}(off_last={self.off_last}): the body is frozen, so another fit will follow; give total, the epochs of all fits together')
-        total = end if self.total is None else self.total
-        if end > total: raise InputError(f'{self}(total={total}): this fit goes on to epoch {end}; give the epochs of all fits together, or call reset() for a new training')
+        total, _ = self.planned(f'(off_last={self.off_last})')
         off = max(1, round(self.off_last*total)) if isinstance(self.off_last, float) else self.off_last
         if off >= total: raise InputError(f'{self}(off_last={self.off_last}): off in all {total} epochs; leave it out, or train longer')
         return self.finished < total - off

@@ -22,7 +22,7 @@ from fastai.vision.augment import AffineCoordTfm, RandomResizedCrop, RandomResiz
 from fastcore.foundation import L
 import fastai.callback.schedule
 
-from ..core import InputError, nearest, raise_all
+from ..core import InputError, is_whole, nearest, raise_all
 from ..data.augment import FusedPresize, check_size
 from ..data.block import FitImage
 
@@ -64,8 +64,6 @@ _SCHEDULES = dict(one_cycle='fit_one_cycle', flat_cos='fit_flat_cos', constant='
 
 def _text(hw): return f'{hw[0]} × {hw[1]}'
 
-def _whole(o, least): return isinstance(o, (int, np.integer)) and not isinstance(o, bool) and o >= least
-
 def _tried(f, *args):
     "What is wrong, as a message, or None."
     try: f(*args)
@@ -82,8 +80,8 @@ def _stage_problems(stages, n):
     bad = []
     for i, s in enumerate(stages):
         if m := _tried(check_size, s.size): bad.append(f'stage {i}: {m}')
-        if not _whole(s.epochs, 1): bad.append(f'stage {i}: epochs={s.epochs!r}: give a whole number, 1 or more')
-        if s.bs is not None and not (_whole(s.bs, 1) and s.bs <= n): bad.append(f'stage {i}: bs={s.bs!r}: give a whole number of images, at most the {n} there are to train on')
+        if not is_whole(s.epochs, 1): bad.append(f'stage {i}: epochs={s.epochs!r}: give a whole number, 1 or more')
+        if s.bs is not None and not (is_whole(s.bs, 1) and s.bs <= n): bad.append(f'stage {i}: bs={s.bs!r}: give a whole number of images, at most the {n} there are to train on')
         if not _rates(s.lr): bad.append(f'stage {i}: lr={s.lr!r}: give a learning rate above 0')
     if not bad:
         hws = [check_size(s.size) for s in stages]
@@ -156,7 +154,7 @@ def fit_progressive(
     bad = _stage_problems(stages, n)
     if schedule not in _SCHEDULES: bad.append(f'schedule={schedule!r}: one of {", ".join(_SCHEDULES)}{nearest(schedule, _SCHEDULES)}')
     if opt_state not in ('keep', 'reset'): bad.append(f"opt_state={opt_state!r}: 'keep' or 'reset'")
-    if not bad and not (_whole(start_epoch, 0) and start_epoch <= sum(s.epochs for s in stages)): bad.append(f'start_epoch={start_epoch!r}: the stages have {sum(s.epochs for s in stages)} epochs')
+    if not bad and not (is_whole(start_epoch, 0) and start_epoch <= sum(s.epochs for s in stages)): bad.append(f'start_epoch={start_epoch!r}: the stages have {sum(s.epochs for s in stages)} epochs')
     raise_all(bad, 'fit_progressive')
     try_sizes(learn, [s.size for s in stages])
     rows, done = [], 0
@@ -179,10 +177,10 @@ class ProgressiveSize(Callback):
         sizes:dict,      # {first epoch: size}; begins with epoch 0, and sizes do not fall
         finished:int=0,  # Epochs finished already, when a run is resumed
     ):
-        if not isinstance(sizes, dict) or 0 not in sizes or not all(_whole(k, 0) for k in sizes): raise InputError(f'sizes={sizes!r}: give {{first epoch: size}}, beginning with epoch 0')
+        if not isinstance(sizes, dict) or 0 not in sizes or not all(is_whole(k, 0) for k in sizes): raise InputError(f'sizes={sizes!r}: give {{first epoch: size}}, beginning with epoch 0')
         sizes = dict(sorted(sizes.items()))
         raise_all(_stage_problems([Stage(o, 1, 1.) for o in sizes.values()], 1), 'ProgressiveSize')
-        if not _whole(finished, 0): raise InputError(f'finished={finished!r}: give the number of epochs finished, 0 or more')
+        if not is_whole(finished, 0): raise InputError(f'finished={finished!r}: give the number of epochs finished, 0 or more')
         self.sizes, self.finished, self.tried = sizes, finished, False
 
     @property
