@@ -88,8 +88,11 @@ def blend_runs(
         w = blend_weights(probs[:, fold != k], targs[fold != k])
         mixed[fold == k] = np.tensordot(w, probs[:, fold == k], 1)
     entries = dict(zip(names, probs)) | dict(mean=probs.mean(0), blend=mixed)
-    single = paired_gain(dict(zip(names, probs)), targs, metric, vocab=first.vocab, multi=first.info['multi'], n=10).score
+    scored = first.scored                                       # by true labels where there are; weights never see these
+    at = pd.Index(ids).get_indexer(scored.id)
+    gains = lambda entries, **kw: paired_gain({k: p[at] for k, p in entries.items()}, first.targets(scored), metric, vocab=first.vocab, multi=first.info['multi'], **kw)
+    single = gains(dict(zip(names, probs)), n=10).score
     best = single.idxmax() if greater_is_better(metric) else single.idxmin()
-    table = paired_gain({best: entries.pop(best), **entries}, targs, metric, vocab=first.vocab, multi=first.info['multi'])
+    table = gains({best: entries.pop(best), **entries})
     oof = first.items[['id', 'fold']].assign(**dict(zip(first.prob_cols, mixed.T.astype(np.float32))))
     return Blend(runs, pd.Series(blend_weights(probs, targs), index=names), table, oof)

@@ -73,14 +73,13 @@ def compare_runs(
     runs = [o if isinstance(o, Run) else Run(o) for o in (a, b, *others)]
     names, problems = alike(runs)
     raise_all(problems, 'compare_runs')
-    first, truth = runs[0], {k: _truth(o) for k, o in zip(names, runs)}
+    first, truth = runs[0], {k: o.scored.set_index('id').label for k, o in zip(names, runs)}
     for name, o in zip(names[1:], runs[1:]):
         if (at := o.items.set_index('id').fold.loc[first.items.id].to_numpy() != first.items.fold.to_numpy()).any(): problems.append(f'{at.sum()} images are in other folds in {name} than in {names[0]}; use the same folds and seed, or items with a fold column')
         elif not truth[name].reindex(truth[names[0]].index).equals(truth[names[0]]) or len(truth[name]) != len(truth[names[0]]): problems.append(f'{name} and {names[0]} are scored by other labels; give both the same, or the same clean_col')
     raise_all(problems, 'compare_runs')
     metric, ids = metric or first.config.metric, truth[names[0]].index
-    items = first.items.set_index('id').loc[ids].assign(label=truth[names[0]])
-    targs = first.targets(items)
+    targs = first.targets(first.scored)
     probs = {k: o.oof.set_index('id').loc[ids, o.prob_cols].to_numpy(np.float64) for k, o in zip(names, runs)}
     kw = dict(n=n, seed=seed, level=level)
     table = paired_gain(probs, targs, metric, vocab=first.vocab, multi=first.info['multi'], **kw)
@@ -93,11 +92,6 @@ def _between_seeds(runs, scores):
     if not groups: return None, 0
     n = sum(map(len, groups))
     return float((sum(g.var(ddof=0)*len(g) for g in groups)/(n - len(groups)))**.5), n
-
-def _truth(run):
-    "The labels that score a run, by id: clean ones where there are."
-    items, col = run.items, run.config.clean_col
-    return items.set_index('id').label if not col else items[items[col].isin(run.vocab)].set_index('id')[col].rename('label')
 
 def _per_class(probs, targs, vocab, kw):
     "Recall of each class by each model, with the paired gains of all but the first."

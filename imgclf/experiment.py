@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 import imgclf.demo
 from .config import Config
-from .core import InputError, atomic_path, nearest, raise_all, read_json, some
+from .core import InputError, atomic_path, is_whole, nearest, raise_all, read_json, some
 from .compose import config_learner
 from .crossval import CVResult, cross_validate
 from .data.augment import check_size, presize_tfms
@@ -164,7 +164,7 @@ def models(self:Run)->list: # What `load_model` gives, for each fold
 @patch
 def _check_tta(self:Run, n):
     "Raise `InputError` where this run cannot predict from `n` augmented copies."
-    if isinstance(n, bool) or not isinstance(n, int) or n < 0: raise InputError(f'tta={n!r}: give a number of augmented copies, 0 or more')
+    if not is_whole(n, 0): raise InputError(f'tta={n!r}: give a number of augmented copies, 0 or more')
     if n and self.info['make'] is not None: raise InputError(f"tta={n}: this run's learners (make={self.info['make']}) have transforms of their own; use imgclf.tta.tta on each run.learner(fold)")
     if n and self.config.aug is False: raise InputError(f'tta={n}: this run was trained without augmentation (aug is false), so augmented copies are what its models never saw; leave tta out')
 
@@ -222,11 +222,11 @@ def tta_gain(self:Run,
     self._check_tta(n or 0)
     if not n: raise InputError('n=0: without copies there is nothing to compare; give 1 or more, as 4')
     self.oof       # complete, or an error that says what is missing
-    found, targs = [], self.targets()
+    found, items = [], self.scored
     for k in range(self.n_splits):
-        at = np.flatnonzero(self.items.fold == k)
-        plain, copies = self._views(self.items.iloc[at][['id', 'path']].reset_index(drop=True), [load_model(self.model_file(k))], n, aug, None, None, progress)
-        found.append(TTAPreds(self.items.id.to_numpy()[at], plain, torch.from_numpy(targs[at]), plain, copies))
+        rows = items[items.fold == k].reset_index(drop=True)
+        plain, copies = self._views(rows[['id', 'path']], [load_model(self.model_file(k))], n, aug, None, None, progress)
+        found.append(TTAPreds(rows.id.to_numpy(), plain, torch.from_numpy(self.targets(rows)), plain, copies))
     table = tta_gain(found, metric or self.config.metric, policies, vocab=self.vocab)
     with atomic_path(self.path/'tta.csv') as tmp: table.to_csv(tmp)
     return table

@@ -54,7 +54,7 @@ class OneVsRest:
     oof:pd.DataFrame    # `id, fold, p_<class>…` of every image, by the models of its own fold
 
     info = dict(multi=False)
-    targets, prob_cols, scores = Run.targets, Run.prob_cols, Run.scores    # of the combined predictions, as of a run's
+    scored, targets, prob_cols, scores = Run.scored, Run.targets, Run.prob_cols, Run.scores    # of the combined predictions, as of a run's
 
     @property
     def vocab(self): return list(self.runs)
@@ -114,6 +114,7 @@ def _tasks(items, config, take):
     if len(gone := [i for i, p in zip(items['id'], items['path']) if not Path(p).is_file()]): bad.append(f'{len(gone)} images are not there: {some(gone)}')
     for k in ('oversample', 'undersample', 'class_weights'):
         if isinstance(v := getattr(config, k), dict): bad.append(f'{k} names labels ({some(v)}), but each task has one of them and the rest; give what holds for all, or leave it out')
+    if config.clean_col: bad.append(f'clean_col={config.clean_col!r} names all classes, but each task has one of them and the rest; leave it out')
     raise_all(bad, 'one_vs_rest_study')
     if 'fold' not in items: items = make_folds(items, config.folds, group_col=config.group_col, duplicates=config.duplicates, seed=config.seed)
     rest = 'rest'

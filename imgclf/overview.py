@@ -17,7 +17,7 @@ from .config import Config
 from .core import InputError, atomic_path, nearest, raise_all, read_json, some, write_json
 from .crossval import CVResult
 from .experiment import Experiment, load_run
-from .metrics import greater_is_better
+from .metrics import METRICS, greater_is_better
 from .runs import Run
 
 # %% ../nbs/46_overview.ipynb #8f903177
@@ -64,7 +64,7 @@ def list_runs(
     first = ['folds', 'metric', 'score', 'low', 'high', 'mean', 'sd', 'images', 'minutes', 'started']
     table = pd.DataFrame([{**rows[k], **{d: settings[k].get(d) for d in differ}} for k in keep], index=pd.Index(keep, name='run')).reindex(columns=[*first, *differ, 'problem'])
     if sort not in table and sort != 'run': raise InputError(f'sort={sort!r}: no such column{nearest(sort, table.columns)}; there are run, {some(table.columns, 40)}')
-    if best_first is None: best_first = sort == 'score' and all(greater_is_better(o) for o in table.metric.dropna().unique() if o in ('accuracy', 'error_rate', 'macro_f1', 'log_loss', 'roc_auc', 'kappa'))
+    if best_first is None: best_first = sort == 'score' and all(greater_is_better(o) for o in table.metric.dropna().unique() if o in METRICS)
     table = table.sort_values(sort, ascending=not best_first, na_position='last', kind='stable', key=lambda o: o if o.dtype.kind in 'ifb' else o.map(str))
     return table.drop(columns='problem') if table.problem.isna().all() else table
 

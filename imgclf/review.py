@@ -8,6 +8,7 @@ Docs: https://imgclf.github.io/imgclf/review.html.md"""
 __all__ = ['ACTIONS', 'doubtful', 'write_review', 'read_corrections', 'correct_items']
 
 # %% ../nbs/47_review.ipynb #f747243c
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +31,7 @@ def doubtful(
     rows, classes, given, probs = join_oof(run.items, run.oof, 'label review')
     names, at = np.array(classes, dtype=object), np.arange(len(rows))
     table = rows[['id', 'path', 'fold']].assign(given=names[given], suggested=names[probs.argmax(1)], p_given=probs[at, given], p_suggested=probs.max(1))
-    try: table['issue'] = find_issues(run.items, run.oof).set_index('id').issue.loc[table.id].to_numpy()
-    except InputError as e:
-        if 'cleanlab' not in str(e): raise
-        table['issue'] = pd.NA
+    table['issue'] = find_issues(run.items, run.oof).set_index('id').issue.loc[table.id].to_numpy() if find_spec('cleanlab') else pd.NA
     table['corrected'] = 0
     if (file := run.path/'ledger.csv').is_file():
         log = pd.read_csv(file, dtype=dict(id=str, old=str, new=str), keep_default_na=False).drop_duplicates(['id', 'fold'], keep='last')

@@ -120,6 +120,14 @@ class Run:
         file = self.path/'metrics.csv'
         return pd.read_csv(file) if file.is_file() else pd.DataFrame(columns=['fold', 'epoch', 'phase'])
 
+    @property
+    def scored(self)->pd.DataFrame:
+        "The items that are scored, with the labels that score: where the run has true labels (`clean_col`), these, and the images that have one."
+        col = self.config.clean_col
+        if not col: return self.items
+        known = self.items[self.items[col].isin(self.vocab)]
+        return known.assign(label=known[col])
+
     def targets(self, items:pd.DataFrame=None)->np.ndarray:
         "Class numbers (N,), or 0/1 (N, C) where images have several labels, in the order of `items`."
         items = self.items if items is None else items
@@ -136,10 +144,7 @@ def scores(self:Run,
 )->pd.DataFrame: # Rows `fold 0`…, `mean`, `sd`, `pooled`; columns `images, score, low, high` (95 %)
     "The run's metric per fold, its mean and standard deviation over folds, and pooled over all images with a 95 % interval."
     metric, multi = metric or self.config.metric, self.info['multi']
-    items = self.items
-    if self.config.clean_col:                              # where true labels are known, they score
-        items = items[items[self.config.clean_col].isin(self.vocab)]
-        items = items.assign(label=items[self.config.clean_col])
+    items = self.scored
     oof = self.oof.set_index('id').loc[items.id]           # paired by id, never by position
     probs, targs = oof[self.prob_cols].to_numpy(dtype=np.float64), self.targets(items)
     def row(at):

@@ -20,7 +20,7 @@ from fastai.learner import Learner
 from fastai.torch_core import apply, find_bs
 from fasttransform.transform import compose_tfms
 
-from .core import InputError, batch_key, dl_ids, nearest, raise_all, some
+from .core import InputError, batch_key, dl_ids, is_whole, nearest, raise_all, some
 from .data.augment import FusedPresize
 from .data.loader import seeded_rng
 from .metrics import paired_gain
@@ -47,9 +47,8 @@ class Copies:
     ):
         problems = []
         if not isinstance(dl, TfmdDL): raise InputError(f'dl is a {type(dl).__name__}; give a DataLoader of fastai, such as learn.dls.test_dl(files) or items_dl(learn.dls, items)')
-        whole = lambda o: isinstance(o, (int, np.integer)) and not isinstance(o, bool)
-        if not whole(n) or n < 1: problems.append(f'n={n!r}: give a whole number of augmented copies, 1 or more' + ('; without copies it is learn.get_preds' if n == 0 else ''))
-        if not whole(seed): problems.append(f'seed={seed!r}: give a whole number')
+        if not is_whole(n, 1): problems.append(f'n={n!r}: give a whole number of augmented copies, 1 or more' + ('; without copies it is learn.get_preds' if n == 0 else ''))
+        if not is_whole(seed, -2**63): problems.append(f'seed={seed!r}: give a whole number')
         if aug not in STRENGTHS: problems.append(f'aug={aug!r}: one of {", ".join(STRENGTHS)}{nearest(aug, STRENGTHS)}')
         elif aug != 'train' and not any(isinstance(f, FusedPresize) for f in dl.after_batch.fs): problems.append(f'aug={aug!r} changes the ranges of presize_tfms, which this loader does not use; leave it out')
         if not len(dl.dataset): problems.append('there is no image to predict; give dl, such as learn.dls.test_dl(files) or items_dl(learn.dls, items)')

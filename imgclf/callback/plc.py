@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from .targets import TargetTable
-from ..core import InputError, dl_ids, nearest, raise_all, set_ids, some
+from ..core import InputError, dl_ids, is_whole, nearest, raise_all, set_ids, some
 from ..data.loader import seeded_rng
 from ..losses import exchange_loss, restore_loss
 
@@ -42,14 +42,13 @@ _LOG = dict(row='int64', epoch='int64', old='int64', new='int64', score='float64
 
 def _problems(rule, warmup, epochs, window, delta, theta, scoring):
     "What is wrong with the settings, as messages."
-    whole = lambda o: isinstance(o, (int, np.integer)) and not isinstance(o, bool)
     numbers = lambda o, n: np.shape(o) == (n,) and all(isinstance(v, (int, float, np.number)) and np.isfinite(v) for v in o)
     bad = [f'{k}={v!r}: one of {", ".join(known)}{nearest(v, known)}' for k, v, known in (('rule', rule, RULES), ('scoring', scoring, SCORING)) if v not in known]
-    if not (whole(warmup) and warmup >= 1 or isinstance(warmup, float) and 0 < warmup < 1):
+    if not (is_whole(warmup, 1) or isinstance(warmup, float) and 0 < warmup < 1):
         bad.append(f'warmup={warmup!r}: whole epochs, 1 or more, or a fraction of the planned epochs between 0 and 1')
-    elif epochs is not None and not (whole(epochs) and epochs >= 1): bad.append(f'epochs={epochs!r}: all epochs that are planned, 1 or more')
+    elif epochs is not None and not is_whole(epochs, 1): bad.append(f'epochs={epochs!r}: all epochs that are planned, 1 or more')
     elif epochs is not None and warmup > epochs: bad.append(f'warmup={warmup} is longer than epochs={epochs}: nothing would be corrected')
-    if not (whole(window) and window >= 1): bad.append(f'window={window!r}: so many epochs are averaged, 1 or more')
+    if not is_whole(window, 1): bad.append(f'window={window!r}: so many epochs are averaged, 1 or more')
     if not (numbers(delta, 3) and 0 < delta[0] <= delta[2] <= 1 and delta[1] >= 0): bad.append(f'delta={delta!r}: (start, step, cap) with 0 < start ≤ cap ≤ 1 and step ≥ 0')
     if not (numbers(theta, 2) and 1 > theta[0] >= theta[1] >= 0): bad.append(f'theta={theta!r}: (start, end) with 1 > start ≥ end ≥ 0')
     return bad

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import InputError, nearest, raise_all, some
+from .fold import check_train
 from .soft import join_oof, true_labels
 
 # %% ../../nbs/data/08_clean.ipynb #1df4e712
@@ -64,12 +65,7 @@ def prune(
 
     Raises `InputError` for rows of the held-out fold, labels that were judged otherwise than they stand, and where a class would be left without a row."""
     raise_all([f'prune: {name} have no column {o!r}' for name, df, need in (('the rows', train, ('id', 'label')), ('the issues', issues, ('id', 'given', 'issue'))) for o in need if o not in df])
-    if 'fold' in train:
-        fold = train.attrs.get('fold') if fold is None else fold
-        held = train['fold'] == fold
-        if held.any(): raise InputError(f'prune: {held.sum()} rows of the held-out fold {fold} are among the training rows: {some(train.loc[held, "id"])}; what scores a model is not pruned')
-        if fold is None and (n := train['fold'].nunique()) > 1 and n == train.attrs.get('n_splits'):
-            raise InputError(f'prune: all {n} folds are among these rows, those that score a model too; take train from split_fold(items, fold)')
+    check_train(train, fold, 'prune')
     if issues['issue'].dtype != bool: raise InputError(f'prune: the column issue holds {issues["issue"].dtype}, not True and False')
     named = issues[issues['issue']]
     judged = issues.drop_duplicates('id').set_index('id')['given'].reindex(train['id']).to_numpy(dtype=object)

@@ -19,7 +19,7 @@ from fastai.torch_core import find_bs, to_device
 from fastcore.basics import store_attr
 from fastcore.meta import delegates
 
-from ..core import InputError, batch_key, hash_key, raise_all
+from ..core import InputError, batch_key, hash_key, is_whole, raise_all
 
 # %% ../../nbs/data/04_loader.ipynb #76746bb0
 @contextmanager
@@ -40,7 +40,7 @@ def _check_weights(weights, dataset, n, shuffle):
     bad = []
     if w.shape != (len(dataset),): bad.append(f'weights has shape {w.shape}; give one number for each of the {len(dataset)} items of the dataset, in its order')
     if not (np.isfinite(w).all() and (w >= 0).all() and w.sum() > 0): bad.append('weights are finite, not negative, and not all 0')
-    if n is not None and (isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1): bad.append(f'n={n!r}: give a number of items an epoch, 1 or more')
+    if n is not None and not is_whole(n, 1): bad.append(f'n={n!r}: give a number of items an epoch, 1 or more')
     if not shuffle: bad.append('weights draw a random order; shuffle=False contradicts them')
     if getattr(dataset, 'split_idx', 0) not in (0, None): bad.append('weights are for training: in validation each image counts once')
     raise_all(bad)

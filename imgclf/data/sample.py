@@ -8,36 +8,17 @@ Docs: https://imgclf.github.io/imgclf/data/sample.html.md"""
 __all__ = ['oversample', 'undersample', 'class_weights', 'sample_weights', 'epoch_coverage', 'one_vs_rest']
 
 # %% ../../nbs/data/03_sample.ipynb #d7cfc7e5
-import math, warnings
+import math
 
 import numpy as np
 import pandas as pd
 from sklearn.utils.class_weight import compute_class_weight
 
-from ..core import InputError, hash_key, nearest, raise_all, some
+from ..core import InputError, hash_key, is_whole, nearest, raise_all, some
+from .fold import check_train
 
 # %% ../../nbs/data/03_sample.ipynb #d201cbf6
 def _is_multi(rows): return len(rows) > 0 and isinstance(rows['label'].iloc[0], (tuple, list, set, frozenset))
-
-def _check_train(train, fold, what):
-    "Refuse rows of the held-out fold, and tables without rows or labels."
-    if not len(train): raise InputError(f'{what}: there are no training rows')
-    raise_all([f'{what}: the rows have no column {o!r}' for o in ('id', 'label') if o not in train])
-    if train['label'].isna().any(): raise InputError(f"{what}: rows without a label: {some(train.loc[train['label'].isna(), 'id'])}")
-    if 'fold' not in train:
-        if fold is not None: raise InputError(f"{what}: fold={fold} is given, but the rows have no column 'fold' to check it against")
-        return
-    if fold is None: fold = train.attrs.get('fold')
-    if fold is not None:
-        held = train['fold'] == fold
-        if held.any():
-            raise InputError(f'{what}: {held.sum()} rows of the held-out fold {fold} are among the training rows: {some(train.loc[held, "id"])}; '
-                             f'take train from train, valid = split_fold(items, {fold})')
-    elif (n := train['fold'].nunique()) > 1:
-        if n == train.attrs.get('n_splits'):
-            raise InputError(f'{what}: all {n} folds are among these rows, so copies would cross into validation; take train from split_fold(items, fold)')
-        if 'n_splits' not in train.attrs:
-            warnings.warn(f'{what}: these rows do not say which fold is held out; give fold=..., or take train from split_fold', stacklevel=3)
 
 def _draw(rows, seed, what):
     "A random number a row, from its id: the draw does not depend on how the rows are sorted. Copies of a row count on."
@@ -58,7 +39,7 @@ def oversample(
     """Repeat the rows of rare labels. A row with several labels is repeated by the largest of their factors.
 
     Raises `InputError` for rows of the held-out fold, a label that no row has, or a factor below 1."""
-    _check_train(train, fold, 'oversample')
+    check_train(train, fold, 'oversample')
     multi = _is_multi(train)
     label = train['label'].explode() if multi else train['label']
     counts = label.value_counts()
@@ -80,8 +61,6 @@ def oversample(
     return out.take(np.argsort(_draw(out, seed, 'order'))).reset_index(drop=True)
 
 # %% ../../nbs/data/03_sample.ipynb #36bf019a
-def _count(n): return isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n >= 1
-
 def undersample(
     train:pd.DataFrame,    # Training rows of one fold: `id`, `label`
     to:str|int|dict='min', # 'min': as many of each label as of the rarest; n: at most so many of each; {label: n}: exactly so many of these
@@ -90,17 +69,17 @@ def undersample(
     fold:int=None,         # The held-out fold, where `train` does not know it
 )->pd.DataFrame:           # The rows that stay, in their order
     "Keep some rows of frequent labels. Raises `InputError` for rows of the held-out fold, an unknown label, or more rows than a label has."
-    _check_train(train, fold, 'undersample')
+    check_train(train, fold, 'undersample')
     if _is_multi(train): raise InputError('undersample: a row with several labels cannot be left out of one of them; use oversample or weights in the loss')
     counts = train['label'].value_counts()
     if isinstance(to, str) and to == 'min': keep = {o: counts.min() for o in counts.index}
     elif isinstance(to, dict):
         bad = _known(to, sorted(counts.index), 'undersample')
-        bad += [f'undersample: {o!r}: {n!r} is not a number of rows; give a whole number from 1 up' for o, n in to.items() if not _count(n)]
-        bad += [f'undersample: {o!r} has {counts[o]} rows, not {n}; oversample repeats rows' for o, n in to.items() if o in counts and _count(n) and n > counts[o]]
+        bad += [f'undersample: {o!r}: {n!r} is not a number of rows; give a whole number from 1 up' for o, n in to.items() if not is_whole(n, 1)]
+        bad += [f'undersample: {o!r} has {counts[o]} rows, not {n}; oversample repeats rows' for o, n in to.items() if o in counts and is_whole(n, 1) and n > counts[o]]
         raise_all(bad)
         keep = to
-    elif _count(to): keep = {o: to for o in counts.index}
+    elif is_whole(to, 1): keep = {o: to for o in counts.index}
     else: raise InputError(f"undersample: to={to!r}: give 'min', a number of rows from 1 up, or {{label: rows}}")
     rank = pd.Series(_draw(train, seed, 'undersample')).groupby(train['label'].to_numpy()).rank(method='first').to_numpy()
     return train[rank <= train['label'].map(lambda o: keep.get(o, np.inf)).to_numpy(dtype=float)]
@@ -113,7 +92,7 @@ def class_weights(
     fold:int=None,      # The held-out fold, where `train` does not know it
 )->pd.Series:           # Weight by class, mean 1 over rows; `torch.tensor(w.to_numpy())` for a loss
     "Weights that let each class count the same. Raises `InputError` for rows of the held-out fold, or a class that no training row has."
-    _check_train(train, fold, 'class_weights')
+    check_train(train, fold, 'class_weights')
     if _is_multi(train):
         raise InputError('class_weights: rows have several labels; weigh each label by its own rate of absence to presence (pos_weight of BCEWithLogitsLoss)')
     labels = sorted(train['label'].unique())
@@ -132,7 +111,7 @@ def sample_weights(
     """Draw the rows of rare labels more often. A row with several labels is drawn as its rarest one.
 
     Raises `InputError` for rows of the held-out fold, or a power outside [0, 1]."""
-    _check_train(train, fold, 'sample_weights')
+    check_train(train, fold, 'sample_weights')
     if isinstance(power, bool) or not isinstance(power, (int, float, np.number)) or not 0 <= power <= 1:
         raise InputError(f'sample_weights: power={power!r}: give a number from 0 (rows alike) to 1 (classes alike)')
     label = train['label'].reset_index(drop=True)
@@ -150,7 +129,7 @@ def epoch_coverage(
     w = np.asarray(weights, dtype=np.float64)
     if w.ndim != 1 or not len(w) or not (np.isfinite(w) & (w >= 0)).all() or not w.sum() > 0:
         raise InputError('epoch_coverage: weights are one number a row: finite, not negative, and not all 0')
-    if n is not None and not _count(n): raise InputError(f'epoch_coverage: n={n!r}: give a number of draws, 1 or more')
+    if n is not None and not is_whole(n, 1): raise InputError(f'epoch_coverage: n={n!r}: give a number of draws, 1 or more')
     if by is not None and len(by) != len(w): raise InputError(f'epoch_coverage: {len(by)} labels for {len(w)} weights')
     with np.errstate(divide='ignore'): seen = -np.expm1((len(w) if n is None else n) * np.log1p(-w / w.sum()))
     return float(seen.mean()) if by is None else pd.Series(seen).groupby(np.asarray(by, dtype=object)).mean().rename('coverage')
