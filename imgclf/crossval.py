@@ -236,20 +236,22 @@ def cross_validate(
     out,                 # Run folder: new, or of a run of the same settings to be resumed
     resume:bool=True,    # Go on where an interrupted run stopped
     progress:bool=True,  # Show a progress bar with the remaining time, and a line an epoch
+    only=None,           # Numbers of the folds to train now, the others being for later; None: all
 )->CVResult:
     "Train and predict every fold with a fresh learner. Raises `InputError`, before any training, for items, settings or learners that do not fit."
     config = Config(**config) if isinstance(config, dict) else config or Config()
     if 'fold' not in items: items = make_folds(items, config.folds, group_col=config.group_col, duplicates=config.duplicates, seed=config.seed)
-    vocab, trained = vocab_of(items), []
+    vocab, trained, n = vocab_of(items), [], int(items.fold.max()) + 1
+    if only is not None and (not len(only) or not set(only) <= set(range(n))): raise InputError(f'only={list(only)}: numbers of folds from 0 to {n-1}')
     def fresh(fold):
         learn = (make or partial(config_learner, config))(items, fold)
         check_learner(learn, items, fold, vocab, trained)
         if make is not None: raise_all(missing_callbacks(config, learn), f'the learner that make built for fold {fold}')
         if not trained and config.stages: try_sizes(learn, [p.size for p in phases(config)])
         return prepare(learn, config.seed)
-    ready = {0: fresh(0)} if check_out(out, items, config, resume, make) else {}   # what cannot work fails here, before a folder is made
+    ready = {(k := 0 if only is None else min(only)): fresh(k)} if check_out(out, items, config, resume, make) else {}   # what cannot work fails here, before a folder is made
     with open_run(out, items, config, resume, make) as run, tqdm(unit='img', unit_scale=True, disable=not progress, mininterval=1, smoothing=.05) as bar:
-        todo = [k for k in range(run.n_splits) if not run.done(k)]
+        todo = [k for k in range(run.n_splits) if not run.done(k) and (only is None or k in only)]
         for i, k in enumerate(todo):
             bar.set_description(f'fold {k+1} of {run.n_splits}')
             learn = ready.pop(k, None) or fresh(k)
@@ -261,4 +263,4 @@ def cross_validate(
             del learn
             gc.collect()
             if torch.cuda.is_available(): torch.cuda.empty_cache()
-    return CVResult(run.oof, run.metrics, run)
+    return CVResult(run.oof if only is None else run.partial_oof(), run.metrics, run)
