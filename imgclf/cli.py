@@ -7,8 +7,8 @@ Docs: https://imgclf.github.io/imgclf/cli.html.md"""
 # %% auto #0
 __all__ = ['app', 'Source', 'Labels', 'IdCol', 'FnCol', 'LabelCol', 'LabelCols', 'Suffix', 'LabelDelim', 'Multi', 'Recipe',
            'ConfigFile', 'Settings', 'RunDir', 'Tta', 'Merge', 'With', 'AugOf', 'one_message', 'command', 'make_config',
-           'scan', 'fit', 'predict', 'submit', 'tta', 'compare', 'blend', 'runs', 'rerun', 'clean', 'zoo', 'report',
-           'demo', 'config', 'main']
+           'scan', 'fit', 'predict', 'submit', 'tta', 'compare', 'blend', 'runs', 'rerun', 'clean', 'zoo', 'bench',
+           'report', 'demo', 'config', 'main']
 
 # %% ../nbs/50_cli.ipynb #80aca5c1
 import errno, os, shlex, warnings
@@ -308,7 +308,19 @@ def zoo(
     typer.echo(table.round(3).to_string(na_rep=''))
     if out: save_table(table, out); typer.echo(f'table: {out}')
 
-# %% ../nbs/50_cli.ipynb #90d73b99
+# %% ../nbs/50_cli.ipynb #4a4b0941
+@command(_RESUME)
+def bench(
+    config: Annotated[str, typer.Option('--config', metavar='FILE.yaml', help='the benchmark: recipe, settings, models, choose, seeds, train, test')],
+    out: Annotated[str, typer.Option(metavar='DIR', help='folder of the benchmark: a new one, or one to be resumed')],
+    only: Annotated[Optional[list[str]], typer.Option('--only', metavar='ROW', help='train this network now, as in a second process; may be repeated', show_default=False)] = None,
+):
+    "Train several networks on the same images; a table and pictures of what each achieved and cost."
+    from imgclf.bench import run_bench
+    table = run_bench(config, out, only=only)
+    typer.echo(table.drop(columns='gflops', errors='ignore').round(4).to_string(na_rep='') + f'\n\ntable       {Path(out)/"table.csv"}\nto look at  {Path(out)/"cost.png"}, {Path(out)/"curves.png"}')
+
+# %% ../nbs/50_cli.ipynb #8a9c8c5b
 @command()
 def report(run: RunDir):
     "Write a run's report anew: scores, curves, confusion, most doubtful images."
@@ -344,5 +356,5 @@ def main(
     "The program `imgclf`; ends with `SystemExit`."
     app(args, prog_name='imgclf')
 
-# %% ../nbs/50_cli.ipynb #9691f44d
+# %% ../nbs/50_cli.ipynb #0bb02acd
 if __name__ == '__main__': main()

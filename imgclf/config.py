@@ -6,7 +6,7 @@ Docs: https://imgclf.github.io/imgclf/config.html.md"""
 
 # %% auto #0
 __all__ = ['Side', 'Size', 'Stats', 'Factors', 'Weights', 'Count', 'Share', 'Span', 'RECIPES', 'StageSettings', 'DecaySettings',
-           'Config', 'parse_settings', 'list_recipes', 'config_layers', 'config_table']
+           'Config', 'explain', 'parse_settings', 'list_recipes', 'config_layers', 'config_table']
 
 # %% ../nbs/01_config.ipynb #421dfd23
 import re
@@ -191,17 +191,20 @@ class Config(BaseModel):
         raise_all(unknown)
         end = _last_size(settings.get('stages'))
         try: super().__init__(**({'size': end} if end else {}) | settings)
-        except ValidationError as e: raise_all(_explain(e))
+        except ValidationError as e: raise_all(explain(e, type(self).model_fields))
         raise_all([f'{k}={settings[k]!r} has no effect: {why}; leave it out' for k, (_, why) in _idle(settings).items()] + [*_clashes(self)])
 
-def _explain(error):
+def explain(
+    error,       # pydantic's `ValidationError`
+    fields:dict, # The model's fields, with descriptions
+)->list:
     "A pydantic error as messages that name the key, its value and what is allowed: one a key."
     said = {}
     for e in error.errors():
         key, ctx = e['loc'][0], e.get('ctx', {})
         shown = f'{key}={e["input"]!r}' if len(e['loc']) == 1 else key # of a list's part the description says enough
         hint = nearest(e['input'], re.findall(r"'(\w+)'", ctx.get('expected', ''))) if e['type'] == 'literal_error' else ''
-        said.setdefault(key, f'{shown} is not allowed{hint} ({key}: {Config.model_fields[key].description})')
+        said.setdefault(key, f'{shown} is not allowed{hint} ({key}: {fields[key].description})')
     return list(said.values())
 
 def _last_size(stages):
