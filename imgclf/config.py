@@ -79,11 +79,11 @@ class StageSettings(BaseModel):
     bs: Count|None = None
 
 class DecaySettings(BaseModel):
-    "How the learning rate falls with `schedule: decay`; by steps at given epochs, by steps at regular epochs, or along a curve to 0."
+    "How the learning rate falls with `schedule: decay`; by steps at given times, by steps at regular times, or along a curve to 0. Times are epochs, or below 1 shares of the training."
     model_config = ConfigDict(extra='forbid', frozen=True, allow_inf_nan=False)
-    warmup: float = Field(0, ge=0)               # Epochs in which the rate rises from 0 on a straight line
-    at: list[Annotated[float, Field(gt=0)]]|None = None   # Epochs, or shares of all epochs (below 1), after which it is multiplied by `by`
-    every: float|None = Field(None, gt=0)        # Epochs from one multiplication by `by` to the next
+    warmup: float = Field(0, ge=0)               # Time in which the rate rises from 0 on a straight line
+    at: list[Annotated[float, Field(gt=0)]]|None = None   # Times after which it is multiplied by `by`
+    every: float|None = Field(None, gt=0)        # Time from one multiplication by `by` to the next
     by: float|None = Field(None, gt=0, lt=1)
     shape: Literal['linear', 'cosine']|None = None
     power: float|None = Field(None, gt=0)        # (1 - share of the training)^power: 1 is linear
@@ -139,7 +139,7 @@ class Config(BaseModel):
     # training
     schedule: Literal['fine_tune', 'one_cycle', 'flat_cos', 'decay', 'frozen'] = _f(
         'fine_tune', "'fine_tune' trains the new head alone, then all; 'one_cycle', 'flat_cos' and 'decay' (constant, but for what decay says) train all layers from the start; 'frozen' trains the new head alone")
-    decay: DecaySettings|None = _f(None, 'how the rate of schedule=decay falls: {at: [.5, .75], by: .1} after shares of the training or epochs, {every: 2, by: .94}, {shape: linear or cosine}, {power: 4}; each with {warmup: epochs}; null for a constant one')
+    decay: DecaySettings|None = _f(None, 'how the rate of schedule=decay falls: {at: [.5, .75], by: .1}, {every: 2, by: .94}, {shape: linear or cosine}, {power: 4}; each with {warmup: 5}; times are epochs, or below 1 shares of the training; null for a constant one')
     epochs: int = _f(5, 'passes over the training rows, 1 or more; with fine_tune those after freeze_epochs', ge=1)
     freeze_epochs: int = _f(1, 'epochs for the head alone before fine_tune trains all layers, 0 or more', ge=0)
     lr: float = _f(2e-3, 'highest learning rate, above 0', gt=0)
