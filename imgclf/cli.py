@@ -300,13 +300,20 @@ def zoo(
     size: Annotated[int, typer.Option(metavar='PIXELS', min=1, help='side of the images')] = 224,
     classes: Annotated[int, typer.Option(metavar='N', min=1, help='classes')] = 1000,
     timed: Annotated[bool, typer.Option('--timed', help='also time a forward pass and a training step on this machine')] = False,
+    results: Annotated[Optional[str], typer.Option(metavar='FILE.csv', help='join a table with a column model, such as accuracies', show_default=False)] = None,
+    picture: Annotated[Optional[str], typer.Option(metavar='FILE.png', help='draw the last column of the results against multiply-adds', show_default=False)] = None,
     out: Annotated[Optional[str], typer.Option(metavar='FILE', help='write the table as .csv or .md', show_default=False)] = None,
 ):
     "Parameters, multiply-adds and activations of each architecture."
-    from imgclf.models.zoo import save_table, zoo_table
-    table = zoo_table(names or None, size=size, num_classes=classes, timed=timed)
+    from imgclf.models.zoo import plot_zoo, save_table, zoo_table
+    if picture and not results: raise InputError('--picture draws results against cost; give --results FILE.csv')
+    table = zoo_table(names or None, size=size, num_classes=classes, timed=timed, accuracy=results)
     typer.echo(table.round(3).to_string(na_rep=''))
     if out: save_table(table, out); typer.echo(f'table: {out}')
+    if picture:
+        from imgclf.core import atomic_path
+        with atomic_path(picture) as tmp: plot_zoo(table, y=table.columns[-1]).figure.savefig(tmp, format='png', bbox_inches='tight')
+        typer.echo(f'picture: {picture}')
 
 # %% ../nbs/50_cli.ipynb #4a4b0941
 @command(_RESUME)
