@@ -41,7 +41,7 @@ def ways(data, folder):
 
 def items_of(data, seed):
     items = demo.elpv() if data == 'elpv' else demo.fashion_mnist()
-    if data == 'fashion': items = items[items.split == 'train'].groupby('label').sample(200, random_state=seed).sort_index().reset_index(drop=True)
+    if data == 'fashion': items = items[items.split == 'train'].groupby('label').sample(120, random_state=seed).sort_index().reset_index(drop=True)
     return make_folds(items, 4, seed=seed)
 
 def train(out, data, seed, only=None):
