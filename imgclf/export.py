@@ -11,6 +11,7 @@ __all__ = ['PixelsToProbs', 'export_onnx']
 import json, warnings
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -66,7 +67,7 @@ def _files(source, fold):
 def _graph(net, x, path, opset):
     "Write the network, as followed by `x`, with any number of images."
     names = dict(input_names=['images'], output_names=['probabilities'], opset_version=opset)
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), patch.object(torch._C, '_jit_onnx_log', lambda *_: None, create=True), torch.no_grad():      # it prints the whole graph where it fails
         warnings.simplefilter('ignore')        # torch's, on constants and on the age of its exporter
         try: return torch.onnx.export(net, (x,), str(path), dynamo=False, dynamic_axes=dict(images={0: 'batch'}, probabilities={0: 'batch'}), **names)
         except Exception as e:
