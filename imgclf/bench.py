@@ -90,9 +90,9 @@ def load_bench(
     return BenchConfig(**given)
 
 # %% ../nbs/49_bench.ipynb #a4a99243
-def _cost(c):
+def _cost(c, classes=2):
     "What a configuration's network costs; empty for those of torchvision and fastai."
-    return cost(c.arch, size=c.size, **{k: v for k, v in c.arch_args.items() if k != 'ps'}) if library_of(c.arch) in ('timm', 'zoo') else {}
+    return cost(c.arch, size=c.size, num_classes=classes, **{k: v for k, v in c.arch_args.items() if k != 'ps'}) if library_of(c.arch) in ('timm', 'zoo') else {}
 
 def plan_bench(
     bench:BenchConfig,
@@ -180,16 +180,16 @@ def _settle(bench, out, row, plan, test):
     seconds = [r.metrics.query('fold == 0').seconds.sum() for r in runs]
     return dict(zip(('score', 'low', 'high'), each.mean(0))) | dict(sd=each[:, 0].std(ddof=1) if len(runs) > 1 else np.nan, valid=valid[best], chosen=best if bench.choose else '', minutes=float(np.mean(seconds))/60)
 
-def _costs(bench, out, plan, say):
+def _costs(bench, out, plan, classes, say):
     "Costs of each network, measured once and kept in `costs.csv`."
     file = out/'costs.csv'
     known = pd.read_csv(file, index_col=0).to_dict('index') if file.is_file() else {}
     for row, configs in plan.items():
         c, new = next(iter(configs.values())), row not in known
-        if new: known[row] = dict(arch=c.arch, size=flow_yaml(c.model_dump(mode='json')['size']), **_cost(c))
+        if new: known[row] = dict(arch=c.arch, size=flow_yaml(c.model_dump(mode='json')['size']), **_cost(c, classes))
         if bench.timed and 'params' in known[row] and not known[row].get('train_ms', np.nan) > 0:
             say(f'timing {row}')
-            net = create_model(c.arch, size=c.size, **{k: v for k, v in c.arch_args.items() if k != 'ps'})
+            net = create_model(c.arch, classes, size=c.size, **{k: v for k, v in c.arch_args.items() if k != 'ps'})
             known[row] |= speed(net.to(default_device()), size=c.size, bs=min(c.bs, 16))
         elif not new: continue
         with atomic_path(file) as tmp: pd.DataFrame.from_dict(known, orient='index').rename_axis('model').to_csv(tmp)
@@ -220,7 +220,7 @@ def run_bench(
         raise_all([f'{out} holds another benchmark: {"; ".join(other)}. Give a new folder, or the same settings (networks may be added)'] if other else [])
         train, test = load_items(out/'items.csv'), load_items(out/'test.csv')
     say(f'{len(plan)} networks; {(train.fold != 0).sum():,} images to train on, {(train.fold == 0).sum():,} to validate, {len(test):,} that only score')
-    _costs(bench, out, {k: v for k, v in plan.items() if not only or k in only}, say)
+    _costs(bench, out, {k: v for k, v in plan.items() if not only or k in only}, train.label.nunique(), say)
     for row, configs in plan.items():
         for name, c in configs.items():
             folder = out/row/name
@@ -248,7 +248,7 @@ def bench_table(
     save_table(table.dropna(axis=1, how='all'), out/'table.md')
     if 'score' in table and table.score.notna().any():
         for name, fig in (('cost', plot_bench(table)), ('curves', plot_curves(out, plan, table))):
-            with atomic_path(out/f'{name}.png') as tmp: fig.savefig(tmp, format='png', dpi=110)
+            with atomic_path(out/f'{name}.png') as tmp: fig.savefig(tmp, format='png', dpi=85)
     return table
 
 # %% ../nbs/49_bench.ipynb #e95ce159
