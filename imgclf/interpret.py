@@ -8,7 +8,7 @@ Docs: https://imgclf.github.io/imgclf/interpret.html.md"""
 __all__ = ['Attribution', 'Explainer', 'attribute', 'show_attributions']
 
 # %% ../nbs/34_interpret.ipynb #b3d187aa
-import tempfile
+import math, tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 from torch.nn.functional import interpolate
+from torchvision.transforms.functional import gaussian_blur
 
 from .core import InputError, dl_ids, is_whole, nearest, some
 from .data.augment import check_size, presize_tfms
@@ -56,25 +57,31 @@ class Attribution:
         exact = '' if self.delta is None else f', sums to {self.gap + self.delta:.3g} of {self.gap:.3g}'
         return f'Attribution({self.method} for {self.target}, {self.prob:.0%} sure; baseline {self.baseline}{exact})'
 
-    def draw(self, ax, over=None):
+    def draw(self,
+        ax,               # matplotlib's
+        over=None,        # Another map (H, W) without signs, in place of its own
+        smooth:float=.015,# For the eye, pixels share with neighbours within so much of the side: signs that alternate cancel; 0: as it is
+    ):
         "The map over the image in grey: red for, blue against; where there is no sign, bright where it matters."
-        grey, m = self.image.mean(0).numpy(), (self.map if over is None else over).numpy()
+        grey, m = self.image.mean(0).numpy(), self.map if over is None else over
+        if (sigma := smooth*max(m.shape)) >= .9 and over is None: m = gaussian_blur(m[None], 2*math.ceil(2*sigma) + 1, sigma)[0]
+        m = m.numpy()
         top = max(np.quantile(np.abs(m), .995), 1e-12)
         signed = self.signed and over is None
         share = (m/top).clip(-1, 1)
         rgb = colormaps['coolwarm' if signed else 'inferno']((share + 1)/2 if signed else share)[..., :3]
-        alpha = (np.abs(share)**.7*.9)[..., None]
+        alpha = (np.abs(share)*.95)[..., None]
         ax.imshow((.35 + .6*grey if signed else .75*grey)[..., None].repeat(3, -1).clip(0, 1)*(1 - alpha) + rgb*alpha, interpolation='nearest')
         ax.axis('off')
 
-    def show(self)->Figure:
+    def show(self, smooth:float=.015)->Figure:
         "The image, the map over it, and for an ensemble how much its models differ."
         n = 2 + (self.spread is not None)
         h, w = self.image.shape[-2:]
         fig = Figure(figsize=(1.9*n*max(w/h, .6), 2.2), layout='constrained')
         axes = fig.subplots(1, n)
         _picture(axes[0], self.image)
-        self.draw(axes[1])
+        self.draw(axes[1], smooth=smooth)
         _title(axes[0], f'{self.target} {self.prob:.0%}'); _title(axes[1], self.method.replace('_', ' '))
         if n > 2: self.draw(axes[2], self.spread); _title(axes[2], 'spread over models')
         return fig
@@ -181,7 +188,7 @@ class Explainer:
         try:
             with torch.no_grad(): out = [m((x - mean)/std) for m, mean, std in models]
             if models[0][1].shape[1] not in (1, x.shape[1]): raise RuntimeError(f'it is normalised by {models[0][1].shape[1]} channels')
-        except RuntimeError as e: raise InputError(f'the model does not take an image of shape {tuple(x.shape[1:])} ({str(e).splitlines()[0][:120]}); give one of the size and channels that it was trained on') from e
+        except (RuntimeError, AssertionError, ValueError, IndexError) as e: raise InputError(f'the model does not take an image of shape {tuple(x.shape[1:])} ({(str(e) or type(e).__name__).splitlines()[0][:120]}); give one of the size and channels that it was trained on') from e
         if not all(isinstance(o, torch.Tensor) and o.ndim == 2 for o in out): raise InputError('the model does not give one row of outputs an image, (B, classes); attribution is for classifiers')
         return torch.cat(out).float()
 

@@ -189,7 +189,7 @@ def pixel_shares(
         gap, auto, n = (net(x) - net(base)).detach()[0, target], c['n_steps'] is None, c['n_steps'] or 32
         ig = lambda n: ca.IntegratedGradients(net).attribute(x, base, n_steps=n, internal_batch_size=8, **kw)
         res = ig(n)
-        while auto and n < 256 and (res.sum() - gap).abs() > .02*gap.abs() + 1e-3: n *= 2; res = ig(n)
+        while auto and n < 256 and (res.sum() - gap).abs() > .02*gap.abs() + .001*res.abs().sum(): n *= 2; res = ig(n)
         c = dict(n_steps=n)
     elif method == 'noise_tunnel':
         res = ca.NoiseTunnel(ca.IntegratedGradients(net)).attribute(x, nt_type='smoothgrad_sq', nt_samples=c['nt_samples'], nt_samples_batch_size=1, stdevs=c['stdevs']*spread,
