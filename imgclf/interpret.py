@@ -143,7 +143,7 @@ class Explainer:
         if not module and (stats is not None or size is not None or vocab is not None): raise InputError(f'stats, size and vocab belong to a bare module; this {type(learn).__name__} knows its own')
         if isinstance(learn, Learner): models = [self._learner(learn)]
         elif hasattr(learn, 'model_file') and hasattr(learn, 'models'): models = self._run(learn)
-        elif not module: raise InputError(f'{type(learn).__name__}: give a Learner, a run (load_run), or an nn.Module with stats=(mean, std)')
+        elif not module: raise InputError(f'{type(learn).__name__}: give a Learner, a run (opened by imgclf.experiment.load_run), or an nn.Module with stats=(mean, std)')
         else:
             if stats is None or np.ndim(stats[0]) != 1 or len(stats) != 2: raise InputError(f'stats={stats!r}: say by what {type(learn).__name__} normalises, as stats=(mean, std) with a figure a channel; ([0], [1]) for not at all')
             models, self.vocab = [(plain_copy(learn), stats)], None if vocab is None else [str(o) for o in vocab]
@@ -230,7 +230,7 @@ def attribute(
     learn,               # A Learner; a `Run`, whose models are asked together; or an `nn.Module` with `stats`
     image,               # A path, a PIL image, an array (H, W, 3) in uint8, a tensor (C, H, W) in [0, 1], or the id of one of the learner's or run's items
     method:str='integrated_gradients', # One of `METHODS`
-    target=None,         # The class asked about, by name or number; None: the predicted one
+    target=None,         # The class asked about, by name (str) or by its place in the vocab (int); None: the predicted one
     baseline:str='auto', # 'black', 'mean', 'blur'; 'auto': the mean, for `gradient_shap` mean and blur
     *,
     fold:int=None,       # Of a run: ask only the model that validated on this fold
