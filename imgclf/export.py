@@ -94,12 +94,12 @@ def export_onnx(
     fold:int=None,   # Of a run: the model of this fold; None: all, and the mean of their probabilities
     *,
     check:bool=True, # Compare with torch by onnxruntime before `out` is touched
-    opset:int=17,    # Version of ONNX's operations
+    opset:int=19,    # Version of ONNX's operations, 14 or more; below 19, older runtimes pool odd maps otherwise (xresnets)
 )->dict:             # file, models, MB, difference (largest of a probability; None without `check`)
     "Write a trained model as ONNX, with normalisation and activation inside. Raises `InputError` for what is missing, cannot be written, or differs from torch."
     out = Path(out)
     if out.suffix != '.onnx': raise InputError(f'{out}: give a file that ends in .onnx')
-    if not is_whole(opset, 14): raise InputError(f'opset={opset!r}: give a whole number, 14 or more; 17 is read by most')
+    if not is_whole(opset, 14): raise InputError(f'opset={opset!r}: give a whole number, 14 or more; 19 is usual')
     _need(check)
     import onnx
     files, run = _files(source, fold)

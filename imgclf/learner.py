@@ -24,7 +24,7 @@ from fastai.data.transforms import get_c
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.metrics import accuracy, accuracy_multi
-from fastai.optimizer import Adam, Lamb, Larc, QHAdam, RAdam, RMSProp, SGD, ranger
+from fastai.optimizer import Lamb, Larc, QHAdam, RAdam, RMSProp, SGD, ranger
 from fastai.torch_core import no_random
 from fastai.vision.augment import Resize
 from fastai.vision.learner import create_head
@@ -36,6 +36,7 @@ from .data.block import IMAGENET, FitImage, RamImage, dls_stats, is_auto, set_st
 from .losses import SoftTargetBCE
 from .models.build import build_model, choose_precision, file_sha256, misfits, read_weights
 from .models.maps import split_attention
+from .optim import Adam
 
 # %% ../nbs/30_learner.ipynb #8037ce7b
 OPTS = dict(adam=Adam, sgd=SGD, rmsprop=RMSProp, radam=RAdam, ranger=ranger, lamb=Lamb, larc=Larc, qhadam=QHAdam)

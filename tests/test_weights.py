@@ -139,7 +139,7 @@ with torch.no_grad(): print((model.cpu()(t['x']) - t['y']).abs().max().item() < 
     assert out.strip() == "True [0.5, 0.5, 0.5] [0.25, 0.25, 0.25] ['cat', 'dog', 'eel'] []"
 
 ONNX = dict(attention_cnn=(32, dict(widths=[8, 8, 16, 16, 16], dim=8)), graph_attention=(32, {}), mobilenetv1=(32, {}), vit=(32, dict(embed_dim=48, depth=2, num_heads=3)),
-            tf_efficientnet_lite0=(64, {}), densenet40=(32, {}), shufflenetv1=(32, {}), googlenet=(64, {}), xresnet18=((32, 48), dict(act_cls='Mish', pool='MaxBlurPool')))
+            tf_efficientnet_lite0=(64, {}), densenet40=(32, {}), shufflenetv1=(32, {}), googlenet=(64, {}), xresnet18=((32, 48), dict(act_cls='Mish')))
 
 @pytest.mark.parametrize('name', ONNX)
 def test_onnx(name, tmp_path):
@@ -165,5 +165,8 @@ def test_onnx_by_the_newer_exporter(tmp_path, capfd):
     "VGG's own head pools to a grid that the older exporter does not know."
     for o in ('onnxruntime', 'onnxscript'): pytest.importorskip(o)
     net = build_model('vgg', 4, size=32, head='plain', width=.125).eval()
-    assert export_onnx(saved(net, tmp_path/'net.safetensors', list('abcd')), tmp_path/'net.onnx')['difference'] < 1e-5
+    file = saved(net, tmp_path/'net.safetensors', list('abcd'))
+    try: assert export_onnx(file, tmp_path/'net.onnx')['difference'] < 1e-5
+    except InputError as e:                                     # torch 2.6's writes a graph that answers otherwise: then there must be no file
+        assert 'differ by' in str(e) and tuple(map(int, torch.__version__.split('.')[:2])) < (2, 9) and not (tmp_path/'net.onnx').exists()
     assert 'graph' not in capfd.readouterr().out        # torch would print all of it
