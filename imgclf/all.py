@@ -6,6 +6,7 @@ from fastai.vision.all import *
 from imgclf import demo
 from imgclf.config import Config, config_table
 from imgclf.core import InputError, batch_ids, set_ids
+from imgclf.bench import BenchConfig, bench_table, load_bench, run_bench
 from imgclf.blend import blend_runs, blend_weights
 from imgclf.callback.accumulate import Accumulate, EarlyStop
 from imgclf.callback.average import EMA, SWA
@@ -28,8 +29,11 @@ from imgclf.data.scan import find_duplicates, scan_images, scan_summary, show_sc
 from imgclf.data.source import check_items, items_from_df, items_from_folder
 from imgclf.data.soft import changed_labels, show_changed, soften_items, soften_labels
 from imgclf.experiment import Experiment, load_run
+from imgclf.export import export_onnx
+from imgclf.interpret import Attribution, Explainer, attribute, show_attributions
 from imgclf.learner import find_lr, make_learner
 from imgclf.losses import FocalLoss, SoftTargetBCE, SoftTargetCE
+from imgclf.mistakes import class_scores, mistakes, plot_classes, show_confused, show_mistakes
 from imgclf.models.maps import attention_maps, show_maps
 from imgclf.models.zoo import create_model, list_zoo, plot_zoo, save_table, zoo_sources, zoo_table
 from imgclf.one_vs_rest import one_vs_rest_study
@@ -38,3 +42,4 @@ from imgclf.report import write_report
 from imgclf.review import correct_items, doubtful, write_review
 from imgclf.submit import write_submission
 from imgclf.tta import merge_preds, tta, tta_gain
+from imgclf.weights import bundle_weights, list_weights
