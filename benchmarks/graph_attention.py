@@ -95,5 +95,7 @@ if __name__ == '__main__':
     if args.threads: torch.set_num_threads(args.threads)
     if args.report: report(args.out)
     else:
-        for seed in SEEDS:
-            for data in args.data: train(args.out, data, seed, args.only)
+        core = ['scratch', 'scratch graph', '+ plain', '+ graph', 'frozen plain', 'frozen graph']
+        for names in [args.only] if args.only else [core, None]:           # the rest once these are there for all seeds
+            for seed in SEEDS:
+                for data in args.data: train(args.out, data, seed, names)
