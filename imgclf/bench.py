@@ -25,12 +25,13 @@ from .config import Config, config_layers, explain
 from .core import InputError, atomic_path, nearest, raise_all, read_json, some, write_json, write_text
 from .crossval import Diverged, cross_validate
 from .data.fold import make_folds
-from .data.source import check_items, scan_images
+from .data.scan import scan_images
+from .data.source import check_items, is_multi
 from .experiment import items_from_config, load_model
 from .metrics import accuracy_interval, bootstrap_interval, greater_is_better, score
 from .models.build import library_of
 from .models.zoo import cost, create_model, list_zoo, paper_recipe, plot_zoo, save_table, speed
-from .runs import Run, environment, fingerprint, load_items, save_items
+from .runs import Busy, Run, environment, fingerprint, load_items, save_items
 from .yamlio import flow_yaml, read_yaml
 
 # %% ../nbs/49_bench.ipynb #4f1502ed
@@ -128,6 +129,7 @@ def bench_items(
 )->tuple:                    # (items to train on with folds, items that only score)
     "The images of a benchmark. Raises `InputError` where they cannot be divided as it says."
     items, t, seed = items_from_config(config) if items is None else items, bench.test, bench.seeds[0]
+    if is_multi(items): raise InputError('the images have several labels each; a benchmark takes one')
     if t.column is not None and t.column not in items: raise InputError(f'test: the items have no column {t.column!r}{nearest(t.column, items.columns)}; they have {some(items.columns, 20)}')
     if t.column is not None: of_test = items[t.column].astype(str) == str(t.value)
     else: of_test = items.index.isin(_draw(items, round(t.share*len(items)), seed).index)
@@ -198,7 +200,7 @@ def run_bench(
     bench,                   # A `BenchConfig`, or the path of its file
     out,                     # Folder: new, or of the same benchmark to be resumed
     items:pd.DataFrame=None, # Items, in place of the source
-    only=None,               # Rows to train now, as in a second process; None: all
+    only=None,               # Rows to train now; None: all
     progress:bool=True,      # A line a network, a progress bar while it trains
 )->pd.DataFrame:             # A row a network: `arch, params, gmacs, …, score, low, high, sd, valid, chosen, minutes`
     """Train, choose by validation, score on test images. Raises `InputError` before any training for what cannot work.
@@ -208,7 +210,7 @@ def run_bench(
     if only and (odd := [o for o in only if o not in bench.rows]): raise InputError(f'only: {some(odd)} is no row of this benchmark{nearest(odd[0], bench.rows)}; those are {some(bench.rows, 30)}')
     plan = plan_bench(bench)
     first = next(iter(next(iter(plan.values())).values()))
-    if new := not (out/'bench.json').is_file():
+    if not (out/'bench.json').is_file():
         if out.exists() and (not out.is_dir() or any(out.iterdir())): raise InputError(f'{out} is not empty and not of a benchmark; give a new folder')
         train, test = bench_items(bench, first, items, say)
         out.mkdir(parents=True, exist_ok=True)
@@ -227,9 +229,12 @@ def run_bench(
             if only and row not in only or (folder/'failed.txt').is_file(): continue
             try: cross_validate(train, c, out=folder, only=[0], progress=progress)
             except Diverged as e: write_text(folder/'failed.txt', str(e))
+            except Busy: say(f'{row}: another process is at it')
             gc.collect()
         table = bench_table(bench, out, plan)
-        if row in table.index and (not only or row in only): say(f'{row}: ' + (f"{table.failed[row]}" if 'failed' in table and isinstance(table.failed[row], str) else f'{table.score[row]:.4f} ({table.low[row]:.4f} to {table.high[row]:.4f}), {table.minutes[row]:.1f} min'))
+        known = table.reindex([row]).dropna(axis=1).to_dict('records')[0]      # nothing but costs, where another process is at it
+        if 'score' in known: say('{}: {score:.4f} ({low:.4f} to {high:.4f}), {minutes:.1f} min'.format(row, **known))
+        elif 'failed' in known: say(f'{row}: {known["failed"]}')
     return table
 
 _LATER = {'models', 'timed'}    # may change when a benchmark goes on

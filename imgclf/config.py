@@ -58,7 +58,7 @@ class Config(BaseModel):
     # model
     arch: str = _f('resnet26d', 'architecture: a name of timm, torchvision, fastai or the zoo', min_length=1)
     pretrained: bool = _f(True, 'start from weights trained on another task; false from random ones')
-    weights: str|None = _f(None, "pretrained weights: a local .safetensors or .pt file, 'packaged' for those of an installed package, null for the library's own")
+    weights: str|None = _f(None, "pretrained weights: a local .safetensors or .pt file, a folder that `imgclf weights bundle` wrote, 'packaged' for those of an installed package, null for the library's own")
     head: Literal['fastai', 'plain'] = _f('fastai', "new last layers: 'fastai' two pooled kinds of feature and a hidden layer of 512, 'plain' the architecture's own pooling and one linear layer")
     arch_args: dict[str, Any] = _f({}, 'arguments of the architecture, as {act_cls: Mish, sa: true} for an xresnet or {drop_path_rate: .1} for timm')
     # training

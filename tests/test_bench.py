@@ -71,6 +71,9 @@ def test_killed_and_called_again(world, whole, tmp_path):
 def test_two_processes_share_a_benchmark(world, whole, tmp_path):
     out = tmp_path/'shared'
     finish(world, out, '--only', 'c')
+    both = [start(world, out) for _ in range(2)]
+    said = [p.communicate(timeout=300)[0] for p in both]
+    assert [p.returncode for p in both] == [0, 0], said
     pd.testing.assert_frame_equal(finish(world, out)[1], whole)
 
 def test_refused(world, imgclf):
