@@ -40,6 +40,7 @@ from imgclf.one_vs_rest import one_vs_rest_study
 from imgclf.overview import list_runs, rerun
 from imgclf.report import write_report
 from imgclf.review import correct_items, doubtful, write_review
+from imgclf.search import SearchConfig, load_search, run_search
 from imgclf.submit import write_submission
 from imgclf.tta import merge_preds, tta, tta_gain
 from imgclf.weights import bundle_weights, list_weights

@@ -28,7 +28,7 @@ from .data.fold import make_folds
 from .data.scan import scan_images
 from .data.source import check_items, is_multi
 from .experiment import items_from_config, load_model
-from .metrics import accuracy_interval, bootstrap_interval, greater_is_better, score
+from .metrics import greater_is_better
 from .models.build import library_of
 from .models.zoo import cost, create_model, list_zoo, paper_recipe, plot_zoo, save_table, speed
 from .runs import Busy, Run, environment, fingerprint, load_items, save_items
@@ -147,17 +147,6 @@ def bench_items(
     return make_folds(rest.drop(columns='fold', errors='ignore'), 5, group_col=config.group_col, duplicates=config.duplicates, seed=seed, scan=scan), both[held].reset_index(drop=True)
 
 # %% ../nbs/49_bench.ipynb #df517ed2
-def _score(run, items, probs):
-    "Score and interval of the run's metric, for images in the order of `probs`."
-    metric, multi, t = run.config.metric, run.info['multi'], run.targets(items)
-    value = score(metric, probs, t, run.vocab, multi)
-    return value, *(accuracy_interval(round(value*len(t)), len(t)) if metric == 'accuracy' and not multi else bootstrap_interval(metric, probs, t, vocab=run.vocab, multi=multi))
-
-def _valid_score(run):
-    "The validation score of a finished training of fold 0."
-    rows = run.items[run.items.fold == 0]
-    return _score(run, rows, run.partial_oof().set_index('id').loc[rows.id, run.prob_cols].to_numpy(dtype=float))[0]
-
 def _predict_test(run, test):
     "Probabilities for the test images, by id; computed once, then read."
     file = run.path/'test.parquet'
@@ -175,12 +164,12 @@ def _settle(bench, out, row, plan, test):
     for k in plan: choices.setdefault(k.rpartition('seed=')[0].strip() if len(bench.seeds) > 1 else k, []).append(k)
     whole = {name: ks for name, ks in choices.items() if all(k in good for k in ks)}
     if not whole: return dict(failed=(folders[next(iter(plan))]/'failed.txt').read_text())
-    valid = {name: float(np.mean([_valid_score(good[k]) for k in ks])) for name, ks in whole.items()}
+    valid = {name: float(np.mean([good[k].scores(folds=[0]).score['pooled'] for k in ks])) for name, ks in whole.items()}
     best = (max if greater_is_better(next(iter(good.values())).config.metric) else min)(valid, key=valid.get)
     runs = [good[k] for k in whole[best]]
-    each = np.array([_score(r, test, _predict_test(r, test)) for r in runs])
+    each = pd.DataFrame([r.rate(test, _predict_test(r, test)) for r in runs])
     seconds = [r.metrics.query('fold == 0').seconds.sum() for r in runs]
-    return dict(zip(('score', 'low', 'high'), each.mean(0))) | dict(sd=each[:, 0].std(ddof=1) if len(runs) > 1 else np.nan, valid=valid[best], chosen=best if bench.choose else '', minutes=float(np.mean(seconds))/60)
+    return each[['score', 'low', 'high']].mean().to_dict() | dict(sd=each.score.std(), valid=valid[best], chosen=best if bench.choose else '', minutes=float(np.mean(seconds))/60)
 
 def _costs(bench, out, plan, classes, say):
     "Costs of each network, measured once and kept in `costs.csv`."

@@ -331,4 +331,6 @@ def main(
     app(args, prog_name='imgclf')
 
 # %% ../nbs/50_cli.ipynb #daadf440
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    from imgclf.cli import main      # the module that the other commands know, not this copy
+    main()

@@ -68,7 +68,7 @@ class SaveState(Callback):
     order = 90   # after Recorder and whatever else acts at an epoch's end
     def __init__(self, run:Run, fold:int, bar):
         self.folder, self.fold, self.bar = run, fold, bar
-        self.phase, self.rows, self.best, self.scaler_state = 0, [], None, None
+        self.phase, self.rows, self.best, self.scaler_state, self.on_epoch = 0, [], None, None, None
 
     def before_fit(self):
         if self.scaler_state is not None and self.learn.__dict__.get('scaler') is not None:
@@ -96,6 +96,7 @@ class SaveState(Callback):
         shown = '  '.join(f'{k} {v:.4f}' for k, v in row.items() if isinstance(v, float) and k not in ('lr', 'seconds', *_COUNTS))
         shown += ''.join(f'  {k} {row[k]:.0f}' for k in _COUNTS if k in row)
         if not self.bar.disable: self.bar.write(f"fold {self.fold+1}/{self.folder.n_splits}  epoch {row['epoch']+1}/{sum(p.epochs for p in plan)} ({row['phase']})  {shown}  {row['seconds']:.0f} s", file=sys.stderr)
+        if self.on_epoch is not None: self.on_epoch(self.fold, dict(self.rows[-1]))
 
     def keep_best(self, row):
         if self.folder.config.score_at != 'best': return
@@ -185,11 +186,12 @@ def fit_fold(
     fold:int,    # The fold to train and predict
     learn:Learner, # A fresh learner for it
     bar=None,    # Progress bar, in image-steps
+    on_epoch=None, # Called after each epoch with (fold, its row of metrics)
 ):
     "Train one fold from the start or from its saved state; write its predictions and weights."
     bar = bar if bar is not None else tqdm(disable=True)
     plan, saver = phases(run.config), SaveState(run, fold, bar)
-    saver.plan = plan
+    saver.plan, saver.on_epoch = plan, on_epoch
     learn.add_cb(saver)
     at = (0, 0)
     if run.state_file(fold).is_file():
@@ -240,6 +242,7 @@ def cross_validate(
     resume:bool=True,    # Go on where an interrupted run stopped
     progress:bool=True,  # Show a progress bar with the remaining time, and a line an epoch
     only=None,           # Numbers of the folds to train now, the others being for later; None: all
+    on_epoch=None,       # Called after each epoch with (fold, its row of metrics); an error it raises ends the training there
 )->CVResult:
     "Train and predict every fold with a fresh learner. Raises `InputError`, before any training, for items, settings or learners that do not fit."
     config = Config(**config) if isinstance(config, dict) else config or Config()
@@ -261,7 +264,7 @@ def cross_validate(
             if i == 0 and getattr(learn.dls.train, 'weights', None) is not None and progress:
                 bar.write(f'weighted sampler: an epoch sees {epoch_coverage(learn.dls.train.weights, learn.dls.train.n):.0%} of the training images', file=sys.stderr)
             bar.total = bar.n + (len(todo) - i)*image_steps(learn, phases(config))
-            fit_fold(run, k, learn, bar)
+            fit_fold(run, k, learn, bar, on_epoch)
             trained.append((weakref.ref(learn.model), _weights_of(learn.model)))
             del learn
             gc.collect()

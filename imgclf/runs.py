@@ -139,24 +139,35 @@ class Run:
 
 # %% ../nbs/40_runs.ipynb #1787ffc2
 @patch
+def rate(self:Run,
+    items:pd.DataFrame, # With labels that score
+    probs,              # (N, C) probabilities, in their order
+    metric=None,        # A name or a function; the run's own unless given
+)->dict:                # images, score, low, high (95 %)
+    "Score predictions of any images by the run's metric."
+    metric, multi, targs = metric or self.config.metric, self.info['multi'], self.targets(items)
+    value = score(metric, probs, targs, self.vocab, multi)
+    if metric == 'accuracy' and not multi: low, high = accuracy_interval(round(value*len(targs)), len(targs))
+    else: low, high = bootstrap_interval(metric, probs, targs, vocab=self.vocab, multi=multi)
+    return dict(images=len(targs), score=value, low=low, high=high)
+
+@patch
 def scores(self:Run,
     metric=None, # A name or a function; the run's own unless given
+    folds=None,  # Numbers of the folds to score, which must be finished; None: all
 )->pd.DataFrame: # Rows `fold 0`…, `mean`, `sd`, `pooled`; columns `images, score, low, high` (95 %)
-    "The run's metric per fold, its mean and standard deviation over folds, and pooled over all images with a 95 % interval."
-    metric, multi = metric or self.config.metric, self.info['multi']
-    items = self.scored
-    oof = self.oof.set_index('id').loc[items.id]           # paired by id, never by position
-    probs, targs = oof[self.prob_cols].to_numpy(dtype=np.float64), self.targets(items)
-    def row(at):
-        p, t = probs[at], targs[at]
-        value = score(metric, p, t, self.vocab, multi)
-        if metric == 'accuracy' and not multi: low, high = accuracy_interval(round(value*len(t)), len(t))
-        else: low, high = bootstrap_interval(metric, p, t, vocab=self.vocab, multi=multi)
-        return dict(images=len(t), score=value, low=low, high=high)
-    folds = {f'fold {k}': row((oof.fold == k).to_numpy()) for k in range(self.n_splits)}
-    each = [o['score'] for o in folds.values()]
-    over = dict(mean=dict(images=len(oof), score=np.mean(each)), sd=dict(images=len(oof), score=np.std(each, ddof=1) if len(each) > 1 else np.nan))
-    return pd.DataFrame({**folds, **over, 'pooled': row(slice(None))}).T.astype(dict(images=int))
+    "The run's metric per fold, its mean and standard deviation over folds, and pooled over their images with a 95 % interval."
+    items, folds = self.scored, list(range(self.n_splits) if folds is None else folds)
+    if not folds or not set(folds) <= set(range(self.n_splits)): raise InputError(f'folds={folds}: this run has folds 0 to {self.n_splits-1}')
+    oof = self.oof if len(folds) == self.n_splits else self.partial_oof()
+    if oof.loc[oof.fold.isin(folds), self.prob_cols].isna().any(axis=None): raise InputError(f'{self.path.name}: folds {some(folds)} are not finished; resume the run')
+    items = items[items.fold.isin(folds)]
+    probs = oof.set_index('id').loc[items.id, self.prob_cols].to_numpy(dtype=np.float64)           # paired by id, never by position
+    row = lambda at: self.rate(items[at], probs[at], metric)
+    rows = {f'fold {k}': row((items.fold == k).to_numpy()) for k in folds}
+    each = [o['score'] for o in rows.values()]
+    over = dict(mean=dict(images=len(items), score=np.mean(each)), sd=dict(images=len(items), score=np.std(each, ddof=1) if len(each) > 1 else np.nan))
+    return pd.DataFrame({**rows, **over, 'pooled': row(np.full(len(items), True))}).T.astype(dict(images=int))
 
 # %% ../nbs/40_runs.ipynb #9eaf1cda
 def alike(
