@@ -75,17 +75,17 @@ def report(out):
                 probs, _ = predictions(out, data, name)
                 both = sorted(set(probs) & set(base))
                 if not both: continue
-                gain = paired_gain('accuracy', {plain: np.concatenate([base[s] for s in both]), name: np.concatenate([probs[s] for s in both])}, np.concatenate([targs[s] for s in both])).loc[name]
+                gain = paired_gain({plain: np.concatenate([base[s] for s in both]), name: np.concatenate([probs[s] for s in both])}, np.concatenate([targs[s] for s in both]), 'accuracy').loc[name]
                 each = [(probs[s].argmax(1) == targs[s]).mean() - (base[s].argmax(1) == targs[s]).mean() for s in both]
                 table.append(dict(data=data, way=name, seeds=len(both), accuracy=np.mean([(probs[s].argmax(1) == targs[s]).mean() for s in both]), sd=np.std([(probs[s].argmax(1) == targs[s]).mean() for s in both], ddof=1) if len(both) > 1 else np.nan,
                                   gain=gain.gain, low=gain.low, high=gain.high, by_seed=' '.join(f'{100*o:+.1f}' for o in each), verdict=gain.verdict))
     table = pd.DataFrame(table)
     table.to_csv(HERE/'graph_attention.csv', index=False, float_format='%.5f')
     for data, rows in table.groupby('data', sort=False):
-        print(f'\n### {data}\n\n| way | accuracy | sd of seeds | gain over plain | 95 % | by seed | |\n|---|---|---|---|---|---|---|')
+        print(f'\n### {data}\n\n| way | seeds | accuracy | sd | gain over plain | 95 % | by seed | |\n|---|---|---|---|---|---|---|---|')
         for r in rows.itertuples():
-            gain = f'{100*r.gain:+.1f} | {100*r.low:+.1f} to {100*r.high:+.1f} | {r.by_seed} | {r.verdict}' if r.gain == r.gain else ' | | | '
-            print(f'| {r.way} | {100*r.accuracy:.1f} | {100*r.sd:.1f} | {gain} |')
+            gain = f'{100*r.gain:+.1f} | {100*r.low:+.1f} to {100*r.high:+.1f} | {r.by_seed} | {r.verdict}' if r.gain == r.gain else '| | |'
+            print(f'| {r.way} | {r.seeds} | {100*r.accuracy:.1f} | ' + (f'{100*r.sd:.1f}' if r.sd == r.sd else '') + f' | {gain} |')
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
