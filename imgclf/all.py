@@ -6,7 +6,7 @@ from fastai.vision.all import *
 from imgclf import demo
 from imgclf.config import Config, config_table
 from imgclf.core import InputError, batch_ids, set_ids
-from imgclf.bench import BenchConfig, bench_table, load_bench, run_bench
+from imgclf.bench import BenchConfig, bench_table, run_bench
 from imgclf.blend import blend_runs, blend_weights
 from imgclf.callback.accumulate import Accumulate, EarlyStop
 from imgclf.callback.average import EMA, SWA
@@ -40,7 +40,7 @@ from imgclf.one_vs_rest import one_vs_rest_study
 from imgclf.overview import list_runs, rerun
 from imgclf.report import write_report
 from imgclf.review import correct_items, doubtful, write_review
-from imgclf.search import SearchConfig, load_search, run_search
+from imgclf.search import SearchConfig, run_search
 from imgclf.submit import write_submission
 from imgclf.tta import merge_preds, tta, tta_gain
 from imgclf.weights import bundle_weights, list_weights

@@ -61,8 +61,8 @@ def search(
     report: Annotated[bool, typer.Option('--report/--no-report', help='train the winner on the folds that chose nothing')] = True,
 ):
     "Find settings on one fold with Optuna; report the best on the others."
-    from imgclf.search import SearchConfig, load_search, run_search
-    given = load_search(config)
+    from imgclf.search import SWEEP, SearchConfig, run_search
+    given = SearchConfig.load(SWEEP if config == 'sweep' else config)
     over = dict(settings=given.settings | (dict(source=source) if source else {}), trials=trials or given.trials)
     given = SearchConfig(**given.model_dump() | over)
     found = run_search(given, out, report=report)

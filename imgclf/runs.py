@@ -143,11 +143,13 @@ def rate(self:Run,
     items:pd.DataFrame, # With labels that score
     probs,              # (N, C) probabilities, in their order
     metric=None,        # A name or a function; the run's own unless given
-)->dict:                # images, score, low, high (95 %)
+    interval:bool=True, # With its 95 % interval, which for metrics but accuracy is a thousand draws
+)->dict:                # images, score, low, high
     "Score predictions of any images by the run's metric."
     metric, multi, targs = metric or self.config.metric, self.info['multi'], self.targets(items)
     value = score(metric, probs, targs, self.vocab, multi)
-    if metric == 'accuracy' and not multi: low, high = accuracy_interval(round(value*len(targs)), len(targs))
+    if not interval: low, high = np.nan, np.nan
+    elif metric == 'accuracy' and not multi: low, high = accuracy_interval(round(value*len(targs)), len(targs))
     else: low, high = bootstrap_interval(metric, probs, targs, vocab=self.vocab, multi=multi)
     return dict(images=len(targs), score=value, low=low, high=high)
 
@@ -155,6 +157,7 @@ def rate(self:Run,
 def scores(self:Run,
     metric=None, # A name or a function; the run's own unless given
     folds=None,  # Numbers of the folds to score, which must be finished; None: all
+    interval:bool=True, # With intervals
 )->pd.DataFrame: # Rows `fold 0`…, `mean`, `sd`, `pooled`; columns `images, score, low, high` (95 %)
     "The run's metric per fold, its mean and standard deviation over folds, and pooled over their images with a 95 % interval."
     items, folds = self.scored, list(range(self.n_splits) if folds is None else folds)
@@ -163,7 +166,7 @@ def scores(self:Run,
     if oof.loc[oof.fold.isin(folds), self.prob_cols].isna().any(axis=None): raise InputError(f'{self.path.name}: folds {some(folds)} are not finished; resume the run')
     items = items[items.fold.isin(folds)]
     probs = oof.set_index('id').loc[items.id, self.prob_cols].to_numpy(dtype=np.float64)           # paired by id, never by position
-    row = lambda at: self.rate(items[at], probs[at], metric)
+    row = lambda at: self.rate(items[at], probs[at], metric, interval)
     rows = {f'fold {k}': row((items.fold == k).to_numpy()) for k in folds}
     each = [o['score'] for o in rows.values()]
     over = dict(mean=dict(images=len(items), score=np.mean(each)), sd=dict(images=len(items), score=np.std(each, ddof=1) if len(each) > 1 else np.nan))
