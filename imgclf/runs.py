@@ -202,7 +202,7 @@ def open_run(
 ):                      # Context that gives the `Run`, locked
     "Make a run folder, or open the one of this very experiment. Raises `InputError`, touching nothing, where `out` holds anything else."
     out = Path(out)
-    is_new = check_out(out, items, config, resume, make)
+    check_out(out, items, config, resume, make)
     try: out.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise InputError(f'{out} cannot be made ({e.strerror}); choose another place for --out') from None
     lock = FileLock(out/'.lock')
@@ -210,7 +210,7 @@ def open_run(
     except Timeout: raise Busy(f'{out}: another process is working on this run; wait for it, or give another folder') from None
     except OSError as e: raise InputError(f'{out} cannot be written ({e.strerror}); choose another place for --out') from None
     with lock:
-        if is_new: _make_run(out, items, config, make)
+        if check_out(out, items, config, resume, make): _make_run(out, items, config, make)      # asked again: another process may have been quicker
         yield Run(out, make)
 
 def check_out(out, items, config, resume=True, make=None)->bool:

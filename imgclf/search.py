@@ -134,8 +134,9 @@ def run_search(
     name = first.metric if isinstance(first.metric, str) else first.metric.__name__
     pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1) if search.prune else optuna.pruners.NopPruner()
     storage = optuna.storages.RDBStorage(f'sqlite:///{(out/"study.db").absolute()}', heartbeat_interval=HEARTBEAT, grace_period=2*HEARTBEAT, failed_trial_callback=optuna.storages.RetryFailedTrialCallback())
-    study = optuna.create_study(storage=storage, study_name='imgclf', direction='maximize' if up else 'minimize', load_if_exists=True,
-                                sampler=optuna.samplers.TPESampler(seed=search.seed + len(list((out/'trials').glob('*'))), n_startup_trials=min(10, max(search.trials//3, 1))), pruner=pruner)
+    study = optuna.create_study(storage=storage, study_name='imgclf', direction='maximize' if up else 'minimize', load_if_exists=True, pruner=pruner)
+    begun = len(study.get_trials(deepcopy=False))        # processes that share a search must not draw the same
+    study.sampler = optuna.samplers.TPESampler(seed=None if begun else search.seed, n_startup_trials=min(10, max(search.trials//3, 1)))
 
     def objective(trial):
         try: config = search_config(search, _suggest(trial, search.space))
@@ -146,7 +147,7 @@ def run_search(
             trial.report(row[name] if name in row else (-1 if up else 1)*row['valid_loss'], row['epoch'])
             if trial.should_prune(): raise _Pruned('pruned')       # fastai wants an error to say something
         try: res = cross_validate(items, config, out=folder, only=[0], progress=False, on_epoch=on_epoch)
-        except (_Pruned, Diverged, Busy) as e: trial.set_user_attr('failed', 'pruned' if isinstance(e, _Pruned) else str(e)); raise optuna.TrialPruned() from None
+        except (_Pruned, Diverged) as e: trial.set_user_attr('failed', 'pruned' if isinstance(e, _Pruned) else str(e)); raise optuna.TrialPruned() from None
         return float(res.run.scores(folds=[0], interval=False).score['pooled'])
 
     def told(study, trial):
@@ -154,7 +155,7 @@ def run_search(
         say(f'trial {trial.number + 1}: {text}  ' + '  '.join(f'{k} {v:.3g}' if isinstance(v, float) else f'{k} {v}' for k, v in trial.params.items()))
     ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     if len(study.get_trials(deepcopy=False, states=ended)) < search.trials:
-        study.optimize(objective, callbacks=[told, optuna.study.MaxTrialsCallback(search.trials, states=ended)])
+        study.optimize(objective, catch=(Busy,), callbacks=[told, optuna.study.MaxTrialsCallback(search.trials, states=ended)])
     table = _table(optuna, study, out)
     if not table.score.notna().any(): raise InputError(f'none of {len(table)} trials was finished: {table.failed.dropna().iloc[0] if "failed" in table else "see study.db"}; narrow the space')
     _pictures(optuna, study, out)
