@@ -10,7 +10,6 @@ __all__ = ['DEMOS', 'PUBLISHED', 'items_from_config', 'Experiment', 'load_run', 
 
 # %% ../nbs/42_experiment.ipynb #f68a706b
 import os, sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +33,7 @@ from .data.decode import SafeImage
 from .data.fold import make_folds
 from .data.loader import SeededDL
 from .data.source import check_items, items_from_df, items_from_folder, scan_images, scan_summary, show_scan
-from .learner import build_model, choose_precision, load_weights, versions
-from .losses import SoftTargetBCE
+from .learner import ACTIVATIONS, build_model, choose_precision, load_weights, versions
 from .models.build import library_of
 from .report import write_report
 from .review import correct_items
@@ -179,6 +177,11 @@ def models(self:Run)->list: # What `load_model` gives, for each fold
     self.oof   # complete, or an error that says what is missing
     return [load_model(self.model_file(k)) for k in range(self.n_splits)]
 
+@patch(as_prop=True)
+def activation(self:Run)->str:
+    "How its models' outputs become probabilities: a name in `ACTIVATIONS`."
+    return 'sigmoid' if self.info['multi'] else 'sigmoid_share' if self.config.loss == 'bce' else 'softmax'
+
 @patch
 def _check_tta(self:Run, n):
     "Raise `InputError` where this run cannot predict from `n` augmented copies."
@@ -218,7 +221,7 @@ def _views(self:Run, items, models, n, aug, bs, num_workers, progress):
     ds = TfmdLists(items, [ColReader('path'), SafeImage.create], split_idx=1)
     dl = SeededDL(ds, bs=bs or c.bs, num_workers=num_workers, device=dev, after_item=[FitImage(check_size(c.presize or c.size), c.method), ToTensor()], after_batch=tfms)
     views = Copies(dl, n, c.seed, aug) if n else dl
-    act = torch.sigmoid if self.info['multi'] else SoftTargetBCE().activation if c.loss == 'bce' else partial(torch.softmax, dim=-1)
+    act = ACTIVATIONS[self.activation]
     models = [(m, *(torch.tensor(o, device=dev).view(1, -1, 1, 1) for o in (mean, std))) for m, mean, std, _ in models]
     res = []
     with torch.inference_mode(), tqdm(total=len(items)*(n + 1), unit='img', desc='predicting', disable=not progress) as bar:

@@ -29,7 +29,7 @@ from .core import InputError, dl_ids, is_whole, nearest, some
 from .data.augment import check_size, presize_tfms
 from .data.block import RamImage, dls_stats, fit_image
 from .data.decode import SafeImage
-from .losses import SoftTargetBCE
+from .learner import ACTIVATIONS
 from .models.attribution import METHODS, baseline_names, captum_methods, check_settings, exactly, make_baselines, pixel_shares, plain_copy
 from .models.maps import AttentionMap, attention_maps
 
@@ -166,8 +166,7 @@ class Explainer:
             models = [(plain_copy(m), (mean, std)) for m, mean, std, _ in run.models()]
             device = next(models[0][0].parameters()).device
             self.pixels = lambda img: _by_config(c, device, img)
-            if run.info['multi']: self.act = torch.sigmoid
-            elif c.loss == 'bce': self.act = SoftTargetBCE().activation
+            self.act = ACTIVATIONS[run.activation]
         self.vocab, self.items = run.vocab, dict(zip(run.items.id, run.items.path))
         return models
 
