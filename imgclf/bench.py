@@ -30,7 +30,7 @@ from .experiment import items_from_config, load_model
 from .metrics import greater_is_better
 from .models.build import library_of
 from .models.zoo import cost, create_model, list_zoo, paper_recipe, plot_zoo, save_table, speed
-from .runs import Busy, Run, environment, fingerprint, load_items, save_items
+from .runs import Busy, Run, changed, environment, fingerprint, load_items, save_items
 from .yamlio import flow_yaml
 
 # %% ../nbs/49_bench.ipynb #4f1502ed
@@ -193,8 +193,7 @@ def run_bench(
         save_items(train, out/'items.csv'); save_items(test, out/'test.csv')
         write_json(out/'bench.json', dict(bench=bench.model_dump(mode='json', exclude=_LATER), items=fingerprint(train), **environment()))
     else:
-        was, now = read_json(out/'bench.json'), bench.model_dump(mode='json', exclude=_LATER)
-        other = [f'{k} is {v} there and {now[k]} now' for k, v in was['bench'].items() if v != now[k]]
+        other = changed(read_json(out/'bench.json')['bench'], bench.model_dump(mode='json', exclude=_LATER))
         raise_all([f'{out} holds another benchmark: {"; ".join(other)}. Give a new folder, or the same settings (networks may be added)'] if other else [])
         train, test = load_items(out/'items.csv'), load_items(out/'test.csv')
     say(f'{len(plan)} networks; {(train.fold != 0).sum():,} images to train on, {(train.fold == 0).sum():,} to validate, {len(test):,} that only score')

@@ -6,7 +6,7 @@ Docs: https://imgclf.github.io/imgclf/runs.html.md"""
 
 # %% auto #0
 __all__ = ['FORMAT', 'save_items', 'load_items', 'save_tensors', 'load_tensors', 'fingerprint', 'Run', 'alike', 'Busy',
-           'open_run', 'check_out', 'environment']
+           'open_run', 'changed', 'check_out', 'environment']
 
 # %% ../nbs/40_runs.ipynb #5bf9b256
 import hashlib, json, os, platform, subprocess
@@ -213,6 +213,13 @@ def open_run(
         if check_out(out, items, config, resume, make): _make_run(out, items, config, make)      # asked again: another process may have been quicker
         yield Run(out, make)
 
+def changed(
+    was:dict, # Settings of a folder
+    now:dict, # Those of today
+)->list:
+    "In what they differ, as messages."
+    return [f'{k} is {was.get(k)} there and {v} now' for k, v in now.items() if v != was.get(k)]
+
 def check_out(out, items, config, resume=True, make=None)->bool:
     "Whether `out` is new (True) or a run of this very experiment (False; the items are compared where given). Raises `InputError` for anything else."
     out = Path(out)
@@ -225,7 +232,7 @@ def check_out(out, items, config, resume=True, make=None)->bool:
     run = Run(out)
     if not resume: raise InputError(f'{out} holds a run already; give a new folder, or resume it')
     mine, theirs = (c.model_dump(mode='json', exclude=_FREE) for c in (config, run.config))
-    other = [f'{k} is {theirs.get(k)} there and {v} now' for k, v in mine.items() if v != theirs.get(k)]
+    other = changed(theirs, mine)
     if _make_name(make) != run.info['make']: other.append(f"make is {run.info['make']} there and {_make_name(make)} now")
     if items is not None and run.info['items'] != fingerprint(items): other.append('its images, labels or folds are others')
     raise_all([f'{out} holds another run: {"; ".join(other)}. Give a new folder, or the same settings to resume'] if other else [])

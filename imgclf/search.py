@@ -24,7 +24,7 @@ from .crossval import Diverged, cross_validate
 from .experiment import Experiment
 from .metrics import greater_is_better
 from .models.build import library_of
-from .runs import Busy, Run, fingerprint, load_items, save_items
+from .runs import Busy, Run, changed, fingerprint, load_items, save_items
 from .yamlio import flow_yaml, read_yaml
 
 # %% ../nbs/49b_search.ipynb #d5786af6
@@ -181,7 +181,7 @@ def _open(search, out, first, items, say):
         write_json(out/'search.json', dict(search=told, items=fingerprint(items), multi=not isinstance(items.label.iloc[0], str)))
     else:
         was = read_json(out/'search.json')
-        other = [f'{k} is {v} there and {told[k]} now' for k, v in was['search'].items() if v != told[k]]
+        other = changed(was['search'], told)
         raise_all([f'{out} holds another search: {"; ".join(other)}. Give a new folder, or the same settings (more trials may be asked for)'] if other else [])
         items = load_items(out/'items.csv', was['multi'])
     return out, items
