@@ -224,7 +224,7 @@ def check_out(out, items, config, resume=True, make=None)->bool:
     "Whether `out` is new (True) or a run of this very experiment (False; the items are compared where given). Raises `InputError` for anything else."
     out = Path(out)
     if out.exists() and not out.is_dir(): raise InputError(f'{out} is a file; give a folder')
-    held = sorted(o.name for o in out.iterdir() if o.name != '.lock') if out.exists() else []
+    held = sorted(o.name for o in out.iterdir() if o.name != '.lock' and not o.match('.*.tmp.*')) if out.exists() else []   # .tmp: being written, now or when it was killed
     if not (out/'run.json').is_file():
         if set(held) - {'config.yaml', 'items.csv', 'models', 'state'}:   # these alone: killed while it was being made
             raise InputError(f'{out} is not empty and not a run folder (it holds {some(held, 3)}); give a new folder')
