@@ -15,6 +15,7 @@ from imgclf.callback.plc import ProgressiveLabelCorrection, SoftLabels
 from imgclf.callback.resize import ProgressiveSize, Stage, fit_progressive, set_size
 from imgclf.callback.seed import SeedEpochs
 from imgclf.callback.targets import TargetTable
+from imgclf.callback.track import Track
 from imgclf.compare import compare_runs
 from imgclf.compose import config_learner
 from imgclf.crossval import cross_validate

@@ -154,7 +154,7 @@ def fit(
     schedule: _opt('schedule') = None, stages: _opt('stages') = None, opt: _opt('opt') = None, label_smoothing: _opt('label_smoothing', float) = None,
     oversample: _opt('oversample') = None, undersample: _opt('undersample') = None, sampler: _opt('sampler') = None, class_weights: _opt('class_weights') = None,
     corrections: _opt('corrections', more=' (FILE.csv)') = None, loss: _opt('loss') = None, mix: _opt('mix') = None, soft_labels: _opt('soft_labels', more=' (RUN)') = None, plc: _opt('plc') = None, clean_col: _opt('clean_col') = None,
-    accumulate: _opt('accumulate') = None, average: _opt('average') = None, patience: _opt('patience', int) = None, tta: _opt('tta', int) = None,
+    accumulate: _opt('accumulate') = None, average: _opt('average') = None, patience: _opt('patience', int) = None, tta: _opt('tta', int) = None, track: _opt('track') = None,
     recipe: Recipe = None, config: ConfigFile = None, settings: Settings = None,
 ):
     "Cross-validate a model on a folder or a table of images; leaves a run folder."

@@ -6,7 +6,7 @@ Docs: https://imgclf.github.io/imgclf/compose.html.md"""
 
 # %% auto #0
 __all__ = ['MIXES', 'Phase', 'decay_factor', 'config_opt', 'phases', 'fit_phases', 'config_loss', 'soft_table',
-           'config_callbacks', 'missing_callbacks', 'config_learner']
+           'config_callbacks', 'missing_callbacks', 'config_trackers', 'config_learner']
 
 # %% ../nbs/40a_compose.ipynb #1cf5894a
 import inspect, math
@@ -28,6 +28,7 @@ from .callback.mix import CutMix, CutMixUp, Mix, MixUp
 from .callback.plc import ProgressiveLabelCorrection, SoftLabels
 from .callback.resize import set_bs, set_size
 from .callback.targets import TargetTable
+from .callback.track import Track
 from .config import Config
 from .core import InputError, nearest, some
 from .data.block import fold_dls, vocab_of
@@ -189,7 +190,16 @@ def missing_callbacks(
     return [f'{k}={getattr(config, k)!r}, but it has no {cls.__name__} callback; let make add it, or leave {k} out' for k, cls in need.items()
             if getattr(config, k) is not None and not any(isinstance(cb, cls) for cb in learn.cbs)]
 
-# %% ../nbs/40a_compose.ipynb #3aff648f
+# %% ../nbs/40a_compose.ipynb #b28e7b27
+def config_trackers(
+    config:Config, # The settings
+    out,           # The run folder, by whose name folds are grouped
+    fold:int,      # The fold that validates
+)->list:
+    "A `Track` for the fold, where `config` asks for one. It belongs to a training in a run folder, so `config_learner` does not add it."
+    return [Track(config.track, out, f'fold{fold}', config=dict(fold=fold, **config.model_dump(mode='json', exclude={'track'})))] if config.track else []
+
+# %% ../nbs/40a_compose.ipynb #94c94c28
 def config_learner(
     config:Config,       # The settings
     items:pd.DataFrame,  # Items with folds

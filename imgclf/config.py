@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
 from .core import InputError, nearest, raise_all, write_text
-from .values import Count, DecaySettings, Factors, Share, Size, Span, StageSettings, Stats, Weights, plain, size_of
+from .values import Count, DecaySettings, Factors, Share, Size, Span, StageSettings, Stats, Trackers, Weights, plain, size_of
 from .yamlio import flow_yaml, read_yaml
 
 # %% ../nbs/01_config.ipynb #9aef99f4
@@ -83,6 +83,7 @@ class Config(BaseModel):
     clip: float|None = _f(None, 'largest norm of the gradient, above 0; null for no clipping', gt=0)
     precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = _f('auto', "arithmetic: 'fp32', 'bf16', 'fp16', or 'auto' for the fastest that is safe on the device")
     channels_last: bool|Literal['auto'] = _f('auto', "memory layout with channels last: true, false, or 'auto' for what is faster on the device")
+    deterministic: bool = _f(True, 'on a GPU, only kernels that give the same numbers each time, where torch has such; false may be faster; a CPU repeats itself anyway')
     num_workers: int|None = _f(None, 'processes that read images, 0 or more; null for what suits the machine; does not change the result', ge=0)
     patience: Count|None = _f(None, "stop a fold's last phase after so many epochs without a better validation loss (validation then chooses when to stop, which flatters the score); null for never")
     # techniques
@@ -108,6 +109,7 @@ class Config(BaseModel):
     # scoring
     metric: str|Callable = _f('accuracy', 'what the folds are scored by: accuracy, error_rate, macro_f1, log_loss, roc_auc, kappa, or a function(targs, probs)')
     score_at: Literal['last', 'best'] = _f('last', "epoch that gives a fold's model and score: the 'last', or the 'best' by validation (flatters the score)")
+    track: Trackers = _f(None, "where curves go besides metrics.csv: tensorboard, wandb, or both as [tensorboard, wandb]; null for nowhere; does not change the result")
 
     @field_serializer('metric', when_used='json')
     def _name(self, metric): return plain(metric)

@@ -6,7 +6,7 @@ Docs: https://imgclf.github.io/imgclf/crossval.html.md"""
 
 # %% auto #0
 __all__ = ['pack', 'unpack', 'Diverged', 'SaveState', 'write_rows', 'check_learner', 'prepare', 'fit_fold', 'write_oof',
-           'image_steps', 'CVResult', 'cross_validate']
+           'image_steps', 'fresh_learner', 'CVResult', 'cross_validate']
 
 # %% ../nbs/41_crossval.ipynb #99857d13
 import gc, sys, weakref
@@ -26,8 +26,9 @@ from tqdm.auto import tqdm
 from .callback.average import finish_average, validated_state
 from .callback.plc import ProgressiveLabelCorrection
 from .callback.resize import try_sizes
-from .callback.seed import SeedEpochs
-from .compose import config_learner, fit_phases, missing_callbacks, phases
+from .callback.seed import SeedEpochs, deterministic
+from .callback.track import Track, tracking
+from .compose import config_learner, config_trackers, fit_phases, missing_callbacks, phases
 from .config import Config
 from .core import InputError, atomic_path, dl_ids, raise_all, some
 from .data.block import vocab_of
@@ -36,6 +37,7 @@ from .data.loader import seeded
 from .data.sample import epoch_coverage
 from .learner import check_mix, save_weights
 from .metrics import greater_is_better
+from .jobs import check_jobs, in_processes
 from .runs import Run, check_out, load_tensors, open_run, save_tensors
 
 # %% ../nbs/41_crossval.ipynb #2aea2fb8
@@ -114,8 +116,9 @@ class SaveState(Callback):
                     opt=pack(dict(self.learn.opt.state_dict()), 'opt', tensors),
                     cbs={k: pack(cb.state_dict(), f'cb.{k}', tensors) for k, cb in _stateful(self.learn).items()})
         save_tensors(self.folder.state_file(self.fold), tensors, meta)
-        write_rows(self.folder.path/'metrics.csv', self.fold, pd.DataFrame(self.rows))
-        if (plc := _correction(self.learn)) is not None: write_rows(self.folder.path/'ledger.csv', self.fold, plc.ledger.assign(fold=self.fold))
+        with self.folder.tables():
+            write_rows(self.folder.path/'metrics.csv', self.fold, pd.DataFrame(self.rows))
+            if (plc := _correction(self.learn)) is not None: write_rows(self.folder.path/'ledger.csv', self.fold, plc.ledger.assign(fold=self.fold))
 
     def load(self):
         "Take up the saved state; returns (phase, epochs finished in it)."
@@ -129,7 +132,7 @@ class SaveState(Callback):
 
     def load_opt(self):
         "The optimiser's part, after freezing or unfreezing (which clears it)."
-        dev = next(self.learn.model.parameters()).device
+        dev = getattr(self.learn.dls, 'device', None) or next(self.learn.model.parameters()).device    # where the model will be
         state = unpack(self.opt_state, {k: v.to(dev) for k, v in self.opt_tensors.items()})
         if 'hypers' in state: state['hypers'] = L(state['hypers'])                                     # fastai's own optimisers
         else: state['state'] = {int(k): v for k, v in state['state'].items()}                          # torch's, in fastai's OptimWrapper
@@ -201,7 +204,7 @@ def fit_fold(
         saver.phase = i
         if i == at[0] and at[1]: saver.load_opt()
     try:
-        with learn.no_bar(), learn.no_logging(): fit_phases(learn, plan, at, on_phase)
+        with tracking(learn), learn.no_bar(), learn.no_logging(): fit_phases(learn, plan, at, on_phase)
     except InputError as e: raise type(e)(str(e).split(':\n\t', 1)[-1]) from None   # without fastai's note on which callback it came from
     learn.remove_cb(saver)
     finish_average(learn)     # also where the process died after the last epoch
@@ -215,9 +218,10 @@ def write_oof(run:Run, fold:int, learn:Learner):
     with learn.no_bar(), learn.no_logging(): probs, _ = learn.get_preds(dl=learn.dls.valid)
     rows = pd.DataFrame(probs.float().numpy(), columns=run.prob_cols, index=dl_ids(learn.dls.valid))
     if rows.isna().any(axis=None): raise Diverged(f'fold {fold}: {int(rows.isna().any(axis=1).sum())} predictions are not numbers; lower lr or use precision=fp32, and start in a new folder')
-    oof = run.partial_oof().set_index('id')
-    oof.loc[rows.index, run.prob_cols] = rows
-    with atomic_path(run.path/'oof.parquet') as tmp: oof.reset_index().to_parquet(tmp)
+    with run.tables():
+        oof = run.partial_oof().set_index('id')
+        oof.loc[rows.index, run.prob_cols] = rows
+        with atomic_path(run.path/'oof.parquet') as tmp: oof.reset_index().to_parquet(tmp)
 
 def image_steps(learn:Learner, plan:list, epochs:int=None)->int:
     "The work of a schedule, or of its first epochs, for the progress bar: a trained image counts as three, a validated one as one, a smaller one by its pixels."
@@ -226,6 +230,25 @@ def image_steps(learn:Learner, plan:list, epochs:int=None)->int:
     return round(sum(each[:epochs])*(3*len(learn.dls.train.dataset) + len(learn.dls.valid.dataset)))
 
 # %% ../nbs/41_crossval.ipynb #aa5d1bd5
+def fresh_learner(
+    items:pd.DataFrame, # Items with folds
+    fold:int,           # The fold that it validates on
+    config:Config,      # Settings
+    make=None,          # `make(items, fold) -> Learner`, in place of the configuration's model and data
+    trained:list=(),    # Descriptions of models trained before
+)->Learner:
+    "A new learner for a fold, checked and ready to be trained. Raises `InputError` where it must not be used."
+    learn = (make or partial(config_learner, config))(items, fold)
+    check_learner(learn, items, fold, vocab_of(items), trained)
+    if make is not None: raise_all(missing_callbacks(config, learn), f'the learner that make built for fold {fold}')
+    if not trained and config.stages: try_sizes(learn, [p.size for p in phases(config)])
+    return prepare(learn, config.seed)
+
+def _fold_of(path, make, progress, fold, bar):
+    "What a process of its own does for a run that is open in its parent: one fold."
+    run = Run(path, make)
+    with deterministic(run.config.deterministic): fit_fold(run, fold, fresh_learner(run.items, fold, run.config, make), bar)
+
 @dataclass
 class CVResult:
     "What a cross-validation found."
@@ -243,24 +266,28 @@ def cross_validate(
     progress:bool=True,  # Show a progress bar with the remaining time, and a line an epoch
     only=None,           # Numbers of the folds to train now, the others being for later; None: all
     on_epoch=None,       # Called after each epoch with (fold, its row of metrics); an error it raises ends the training there
+    jobs:int=1,          # Folds trained at the same time, each by a process of its own, with a GPU of its own where there are several
 )->CVResult:
     "Train and predict every fold with a fresh learner. Raises `InputError`, before any training, for items, settings or learners that do not fit."
     config = Config(**config) if isinstance(config, dict) else config or Config()
     if 'fold' not in items: items = make_folds(items, config.folds, group_col=config.group_col, duplicates=config.duplicates, seed=config.seed)
-    vocab, trained, n = vocab_of(items), [], int(items.fold.max()) + 1
+    n, trained = int(items.fold.max()) + 1, []
     if only is not None and (not len(only) or not set(only) <= set(range(n))): raise InputError(f'only={list(only)}: numbers of folds from 0 to {n-1}')
-    def fresh(fold):
-        learn = (make or partial(config_learner, config))(items, fold)
-        check_learner(learn, items, fold, vocab, trained)
-        if make is not None: raise_all(missing_callbacks(config, learn), f'the learner that make built for fold {fold}')
-        if not trained and config.stages: try_sizes(learn, [p.size for p in phases(config)])
-        return prepare(learn, config.seed)
-    ready = {(k := 0 if only is None else min(only)): fresh(k)} if check_out(out, items, config, resume, make) else {}   # what cannot work fails here, before a folder is made
-    with open_run(out, items, config, resume, make) as run, tqdm(unit='img', unit_scale=True, disable=not progress, mininterval=1, smoothing=.05) as bar:
+    check_jobs(jobs)
+    if jobs > 1 and on_epoch is not None: raise InputError(f'jobs={jobs}: on_epoch is called in this process, where no fold is trained then; leave one of them out')
+    ready = {(k := 0 if only is None else min(only)): fresh_learner(items, k, config, make, trained)} if check_out(out, items, config, resume, make) else {}   # what cannot work fails here, before a folder is made
+    with open_run(out, items, config, resume, make) as run, tqdm(unit='img', unit_scale=True, disable=not progress, mininterval=1, smoothing=.05) as bar, deterministic(config.deterministic):
         todo = [k for k in range(run.n_splits) if not run.done(k) and (only is None or k in only)]
+        if jobs > 1 and len(todo) > 1:
+            bar.set_description(f'{len(todo)} folds, {min(jobs, len(todo))} at a time')
+            learn = ready.pop(todo[0], None) or fresh_learner(items, todo[0], config, make, trained)
+            bar.total = len(todo)*image_steps(learn, phases(config))
+            del learn
+            in_processes(partial(_fold_of, str(run.path), make, progress), todo, jobs, bar)
+            todo = []
         for i, k in enumerate(todo):
             bar.set_description(f'fold {k+1} of {run.n_splits}')
-            learn = ready.pop(k, None) or fresh(k)
+            learn = ready.pop(k, None) or fresh_learner(items, k, config, make, trained)
             if i == 0 and getattr(learn.dls.train, 'weights', None) is not None and progress:
                 bar.write(f'weighted sampler: an epoch sees {epoch_coverage(learn.dls.train.weights, learn.dls.train.n):.0%} of the training images', file=sys.stderr)
             bar.total = bar.n + (len(todo) - i)*image_steps(learn, phases(config))

@@ -23,6 +23,7 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 import imgclf.demo
+from .callback.track import check_trackers
 from .config import Config
 from .core import InputError, atomic_path, is_whole, nearest, raise_all, read_json, some
 from .compose import config_learner
@@ -88,6 +89,7 @@ class Experiment:
         "From images to a run folder. Raises `InputError`, before any training, where source, settings or `out` are not right."
         say = (lambda s: print(s, file=sys.stderr)) if progress else (lambda s: None)
         library_of(self.config.arch)       # a typo stops here, not after a scan of everything
+        check_trackers(self.config.track or ())
         scan = None
         if check_out(out, None, self.config, resume): items, scan = self.prepare(items, say)
         else: items = Run(out).items       # checked when the run began

@@ -97,6 +97,10 @@ class Run:
         "Whether the fold is finished: its model is there and its state is gone."
         return self.model_file(fold).is_file() and not self.state_file(fold).is_file()
 
+    def tables(self):
+        "A lock for a change to a table that several folds share; held for as long as reading and writing it takes."
+        return FileLock(self.path/'.tables.lock')
+
     @property
     def prob_cols(self): return [f'p_{o}' for o in self.vocab]
 
@@ -187,7 +191,7 @@ def alike(
     return names, problems
 
 # %% ../nbs/40_runs.ipynb #6527ba1a
-_FREE = {'num_workers', 'cache', 'on_bad', 'source', 'labels', 'tta'}   # may differ on resume: they do not change what is computed
+_FREE = {'num_workers', 'cache', 'on_bad', 'source', 'labels', 'tta', 'track'}   # may differ on resume: they do not change what is computed
 
 class Busy(InputError):
     "Another process is working on this run."
@@ -224,7 +228,7 @@ def check_out(out, items, config, resume=True, make=None)->bool:
     "Whether `out` is new (True) or a run of this very experiment (False; the items are compared where given). Raises `InputError` for anything else."
     out = Path(out)
     if out.exists() and not out.is_dir(): raise InputError(f'{out} is a file; give a folder')
-    held = sorted(o.name for o in out.iterdir() if o.name != '.lock' and not o.match('.*.tmp.*')) if out.exists() else []   # .tmp: being written, now or when it was killed
+    held = sorted(o.name for o in out.iterdir() if o.name not in ('.lock', '.tables.lock') and not o.match('.*.tmp.*')) if out.exists() else []   # .tmp: being written, now or when it was killed
     if not (out/'run.json').is_file():
         if set(held) - {'config.yaml', 'items.csv', 'models', 'state'}:   # these alone: killed while it was being made
             raise InputError(f'{out} is not empty and not a run folder (it holds {some(held, 3)}); give a new folder')
