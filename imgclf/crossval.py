@@ -27,7 +27,7 @@ from .callback.average import finish_average, validated_state
 from .callback.plc import ProgressiveLabelCorrection
 from .callback.resize import try_sizes
 from .callback.seed import SeedEpochs, deterministic
-from .callback.track import Track, tracking
+from .callback.track import Track, check_trackers, tracking
 from .compose import config_learner, config_trackers, fit_phases, missing_callbacks, phases
 from .config import Config
 from .core import InputError, atomic_path, dl_ids, raise_all, some
@@ -196,6 +196,7 @@ def fit_fold(
     plan, saver = phases(run.config), SaveState(run, fold, bar)
     saver.plan, saver.on_epoch = plan, on_epoch
     learn.add_cb(saver)
+    if not any(isinstance(cb, Track) for cb in learn.cbs): learn.add_cbs(config_trackers(run.config, run.path, fold))
     at = (0, 0)
     if run.state_file(fold).is_file():
         at = saver.load()
@@ -274,6 +275,7 @@ def cross_validate(
     n, trained = int(items.fold.max()) + 1, []
     if only is not None and (not len(only) or not set(only) <= set(range(n))): raise InputError(f'only={list(only)}: numbers of folds from 0 to {n-1}')
     check_jobs(jobs)
+    check_trackers(config.track or ())
     if jobs > 1 and on_epoch is not None: raise InputError(f'jobs={jobs}: on_epoch is called in this process, where no fold is trained then; leave one of them out')
     ready = {(k := 0 if only is None else min(only)): fresh_learner(items, k, config, make, trained)} if check_out(out, items, config, resume, make) else {}   # what cannot work fails here, before a folder is made
     with open_run(out, items, config, resume, make) as run, tqdm(unit='img', unit_scale=True, disable=not progress, mininterval=1, smoothing=.05) as bar, deterministic(config.deterministic):

@@ -215,7 +215,10 @@ def open_run(
     except OSError as e: raise InputError(f'{out} cannot be written ({e.strerror}); choose another place for --out') from None
     with lock:
         if check_out(out, items, config, resume, make): _make_run(out, items, config, make)      # asked again: another process may have been quicker
-        yield Run(out, make)
+        run = Run(out, make)
+        if run.config.track != config.track:
+            run.config = run.config.set(dict(track=config.track)); run.config.save(out/'config.yaml')
+        yield run
 
 def changed(
     was:dict, # Settings of a folder
