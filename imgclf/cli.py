@@ -151,6 +151,7 @@ def fit(
     epochs: _opt('epochs', int) = None, lr: _opt('lr', float) = None, bs: _opt('bs', int) = None,
     folds: _opt('folds', int) = None, group_col: _opt('group_col') = None, seed: _opt('seed', int) = None, on_bad: _opt('on_bad') = None,
     resume: Annotated[bool, typer.Option('--resume/--no-resume', help='go on where an interrupted run stopped; --no-resume asks for a new folder')] = True,
+    jobs: Annotated[int, typer.Option(metavar='N', help='folds trained at the same time, each on a GPU of its own where there are several')] = 1,
     schedule: _opt('schedule') = None, stages: _opt('stages') = None, opt: _opt('opt') = None, label_smoothing: _opt('label_smoothing', float) = None,
     oversample: _opt('oversample') = None, undersample: _opt('undersample') = None, sampler: _opt('sampler') = None, class_weights: _opt('class_weights') = None,
     corrections: _opt('corrections', more=' (FILE.csv)') = None, loss: _opt('loss') = None, mix: _opt('mix') = None, soft_labels: _opt('soft_labels', more=' (RUN)') = None, plc: _opt('plc') = None, clean_col: _opt('clean_col') = None,
@@ -162,7 +163,7 @@ def fit(
     if not c.source: raise InputError('no SOURCE: name a folder of images, as in: imgclf fit train_images --out runs/base')
     if not out: raise InputError('no --out: name a folder for the run, as in: --out runs/base')
     from imgclf.experiment import Experiment
-    _finish(Experiment(c).run(out, resume=resume).run)
+    _finish(Experiment(c).run(out, resume=resume, jobs=jobs).run)
 
 # %% ../nbs/50_cli.ipynb #cb7157ab
 def _runs(run, others):

@@ -85,6 +85,7 @@ class Experiment:
         items:pd.DataFrame=None, # Items, in place of the configuration's source
         resume:bool=True,        # Go on where an interrupted run stopped
         progress:bool=True,      # Progress bars, a line an epoch, and a summary of the scan
+        jobs:int=1,              # Folds trained at the same time, by processes of their own
     )->CVResult:
         "From images to a run folder. Raises `InputError`, before any training, where source, settings or `out` are not right."
         say = (lambda s: print(s, file=sys.stderr)) if progress else (lambda s: None)
@@ -93,7 +94,7 @@ class Experiment:
         scan = None
         if check_out(out, None, self.config, resume): items, scan = self.prepare(items, say)
         else: items = Run(out).items       # checked when the run began
-        res = cross_validate(items, self.config, out=out, resume=resume, progress=progress)
+        res = cross_validate(items, self.config, out=out, resume=resume, progress=progress, jobs=jobs)
         if scan is not None:
             with atomic_path(res.run.path/'scan.png') as tmp: show_scan(items, scan).savefig(tmp, format='png', bbox_inches='tight', dpi=80)
         if self.config.tta: say(f'test-time augmentation, {self.config.tta} copies:\n{res.run.tta_gain(self.config.tta, progress=progress).round(4)}')
