@@ -207,7 +207,7 @@ def run_bench(
             except Busy: say(f'{row}: another process is at it')
             gc.collect()
         table = bench_table(bench, out, plan)
-        known = table.reindex([row]).dropna(axis=1).to_dict('records')[0]      # nothing but costs, where another process is at it
+        known = table.reindex([row]).iloc[0].dropna().to_dict()      # nothing but costs, where another process is at it
         if 'score' in known: say('{}: {score:.4f} ({low:.4f} to {high:.4f}), {minutes:.1f} min'.format(row, **known))
         elif 'failed' in known: say(f'{row}: {known["failed"]}')
     return table

@@ -99,7 +99,7 @@ def make_learner(
     precision, x = choose_precision(precision, device), _one_batch(dls)
     model = build_model(arch, n_out, n_in=x.shape[1], size=tuple(x.shape[-2:]), pretrained=pretrained, weights=weights, head=head, seed=seed, **head_kw, **kw)
     model.precision, model.channels_last = precision, device.type in ('cpu', 'cuda') if channels_last == 'auto' else channels_last
-    if model.channels_last: model.to(memory_format=torch.channels_last)
+    model.to(device, memory_format=torch.channels_last if model.channels_last else torch.preserve_format)
     stats = dls_stats(dls)      # refuses a second Normalize
     if x.shape[1] == 3 and (is_auto(dls) or (pretrained and stats is None)): set_stats(dls, *(model.info['stats'] if pretrained else IMAGENET), auto=True)
     if precision == 'fp16' and not any(isinstance(o, MixedPrecision) for o in cbs): cbs.append(MixedPrecision('fp16'))     # scales the gradients

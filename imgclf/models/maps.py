@@ -30,7 +30,7 @@ def attention_maps(
     if not layers: raise InputError(f'{type(model).__name__} has no layer that shows its attention (an AttentionMap); attention_cnn and graph_attention have')
     hooks = [m.register_forward_hook(lambda m, args, out: seen.append((out.detach().float(), args[1]))) for m in layers]
     try:
-        with torch.no_grad(): model.eval()(images)
+        with torch.no_grad(): model.eval()(images.to(next((p.device for p in model.parameters()), images.device)))
     finally:
         for h in hooks: h.remove()
         for m, o in was.items(): m.training = o
