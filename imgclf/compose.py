@@ -12,6 +12,7 @@ __all__ = ['MIXES', 'Phase', 'decay_factor', 'config_opt', 'phases', 'fit_phases
 import inspect, math
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -146,15 +147,22 @@ def config_loss(
 
 # %% ../nbs/40a_compose.ipynb #638404ef
 def soft_table(
-    config:Config,       # Its `soft_labels` is a finished run
+    config:Config,       # Its `soft_labels` is a finished run, or a CSV table with `id` and `p_<class>…`
     train:pd.DataFrame,  # The rows trained on
 )->pd.DataFrame:         # `id, p_<class>…`; None without soft labels
     "The soft targets of a configuration. Raises `InputError` for a run that is not there, not finished, or of other images."
     if config.soft_labels is None: return None
+    if Path(config.soft_labels).is_file():
+        try: oof = pd.read_csv(config.soft_labels, dtype={'id': str})
+        except (pd.errors.ParserError, UnicodeDecodeError) as e: raise InputError(f'soft_labels={config.soft_labels} is no CSV table ({e}); give a run folder, or a table with id and p_<class>…') from None
+        return _softened(config, train, oof)
     run = Run(config.soft_labels)
     if run.info['multi']: raise InputError(f'soft_labels={config.soft_labels}: its images have several labels each; soft labels are for one')
-    try: return soften_items(train, run.oof, a=config.soft_a, when=config.soft_when, use=config.soft_use)
-    except InputError as e: raise InputError(f'soft_labels={config.soft_labels}: {e}') from None
+    return _softened(config, train, run.oof)
+
+def _softened(c, train, oof):
+    try: return soften_items(train, oof, a=c.soft_a, when=c.soft_when, use=c.soft_use)
+    except InputError as e: raise InputError(f'soft_labels={c.soft_labels}: {e}') from None
 
 # %% ../nbs/40a_compose.ipynb #914edd06
 MIXES = dict(mixup=MixUp, cutmix=CutMix, cutmixup=CutMixUp)

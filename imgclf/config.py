@@ -90,7 +90,7 @@ class Config(BaseModel):
     mix: Literal['mixup', 'cutmix', 'cutmixup']|None = _f(None, "train on blends of two images: 'mixup', 'cutmix', 'cutmixup' (either, drawn for each image); null for none")
     mix_alpha: float|None = _f(None, 'parameter of the Beta distribution of the blend, above 0: small for weak blends; null for .4 of MixUp and 1 of CutMix', gt=0)
     mix_off_last: Span = _f(0, 'no blends in so many of the last epochs, or in this share of all epochs (a fraction below 1)')
-    soft_labels: str|None = _f(None, "a finished run folder of the same images: where its out-of-fold predictions doubt a training label, believe both a little; null for the labels given")
+    soft_labels: str|None = _f(None, "a finished run folder of the same images, or a CSV table with id and p_<class>: where its out-of-fold predictions doubt a training label, believe both a little; null for the labels given")
     soft_a: Share = _f(.5, "weight of the given label in a soft one, from 0 (believe the predictions) to 1 (change nothing)")
     soft_when: Literal['disagree', 'always'] = _f('disagree', "which labels are softened: those that the predictions 'disagree' with, or 'always' all (needs soft_use: proba)")
     soft_use: Literal['hard', 'proba'] = _f('hard', "what the predictions say: 'hard' their most probable class, 'proba' the probabilities")

@@ -35,6 +35,12 @@ def family(pid):
     "Processes of the session `pid` leads."
     return [int(o) for o in subprocess.run(['ps', '-o', 'pid=', '--sid', str(pid)], capture_output=True, text=True).stdout.split()]
 
+def all_gone(pid):
+    "Whether no process of the session is left, after a moment."
+    deadline = time.time() + 20
+    while family(pid) and time.time() < deadline: time.sleep(.05)
+    return not family(pid)
+
 def wait_for_epochs(p, out, n):
     deadline = time.time() + 200
     while time.time() < deadline and p.poll() is None:
@@ -54,9 +60,7 @@ def test_parent_killed(world, one):
     wait_for_epochs(p, out, 2)
     assert len(family(p.pid)) >= 3
     os.kill(p.pid, signal.SIGKILL); p.wait()
-    deadline = time.time() + 20
-    while family(p.pid) and time.time() < deadline: time.sleep(.05)
-    assert not family(p.pid)
+    assert all_gone(p.pid)
     before = pd.read_csv(out/'metrics.csv')
     _, oof, metrics = finish(world, out, 2)
     pd.testing.assert_frame_equal(oof, one[1]); pd.testing.assert_frame_equal(metrics, one[2])
@@ -72,7 +76,7 @@ def test_process_killed(world, one):
     os.kill(child, signal.SIGKILL)
     said, _ = p.communicate(timeout=100)
     assert p.returncode == 2 and 'ended before its work was done (exit code -9)' in said and 'Traceback' not in said, said
-    assert not family(p.pid)
+    assert all_gone(p.pid)
     pd.testing.assert_frame_equal(finish(world, out, 1)[1], one[1])
 
 def test_ctrl_c(world, one):
