@@ -3,10 +3,12 @@ import io, os, sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms
 
 from imgclf.core import InputError
-from imgclf.data.decode import ImageError, SafeImage, load_image
+from imgclf.data import decode as decode_module
+from imgclf.data.decode import DECODERS, METHODS, ImageError, PresizeImage, SafeImage, as_rgb, load_image, load_pixels, presized, window
 from imgclf.data import scan as scan_module
 from imgclf.data.source import check_items, items_from_folder, scan_images
 
@@ -156,14 +158,43 @@ def test_odd_but_sound(name, tmp_path):
     close(SafeImage.create(str(path)), want, tol)
     with Image.open(path) as opened: close(SafeImage.create(opened), want, tol)
 
+BY_TORCHVISION = {'plain.jpg', 'progressive.jpg', 'upper.JPG', 'grey.jpg', 'one.jpg', 'exif1.jpg'}
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('name', SOUND)
+def test_fast_pixels_are_the_same(name, tmp_path, monkeypatch):
+    "Whoever decodes, and once; the resize is Pillow's within .01 of 255 on average."
+    make, want, tol = SOUND[name]
+    path, asked = write(make, tmp_path/name), []
+    with monkeypatch.context() as m:
+        m.setattr(decode_module, 'as_rgb', lambda im: asked.append(im) or as_rgb(im))
+        x = load_pixels(path)
+    assert len(asked) == (name not in BY_TORCHVISION)
+    assert x.dtype is torch.uint8 and torch.equal(x.permute(1, 2, 0), torch.from_numpy(np.array(load_image(path))))
+    assert torch.equal(load_pixels(path.read_bytes()), x)
+    im = load_image(path)
+    for hw in ((40, 50), (13, 7), (90, 80)):
+        off = np.abs(presized(path, hw).permute(1, 2, 0).numpy().astype(int) - np.asarray(im.resize(hw[::-1], Image.Resampling.BILINEAR)))
+        assert off.max() <= 1
+        off_by.append(off.mean())
+        for method in METHODS:
+            for decoder in DECODERS:
+                x = PresizeImage(hw, method, decoder)(path, split_idx=1)
+                assert x.shape == (3, *hw) and x.is_contiguous()
+                assert torch.equal(x, window(presized(path, hw, method, decoder), hw))
+    assert np.mean(off_by) <= .01
+
+off_by = []      # over the whole corpus so far
+
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('name', BROKEN)
 def test_broken(name, tmp_path):
     make, reason = BROKEN[name]
     path = write(make, tmp_path/name)
-    with pytest.raises(ImageError) as e: SafeImage.create(path)
-    assert isinstance(e.value, InputError) and reason in str(e.value)
-    assert str(path) in str(e.value) and '\n' not in str(e.value)     # one message that names the file
+    for read in (SafeImage.create, load_pixels, PresizeImage(9), PresizeImage((9, 9), 'crop', 'reduced')):
+        with pytest.raises(ImageError) as e: read(path)
+        assert isinstance(e.value, InputError) and reason in str(e.value)
+        assert str(path) in str(e.value) and '\n' not in str(e.value)     # one message that names the file
 
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('n_workers', [0, 2])

@@ -9,14 +9,17 @@ __all__ = ['seeded_rng', 'SeededDL', 'seeded']
 
 # %% ../../nbs/data/04_loader.ipynb #d4ad530f
 import random
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from fastai.data.core import DataLoaders, TfmdDL
-from fastai.data.load import _loaders
-from fastai.torch_core import find_bs, to_device
-from fastcore.basics import store_attr
+from fastai.data.load import _loaders, fa_collate
+from fastai.data.transforms import Categorize, ColReader, EncodedMultiCategorize, MultiCategorize, OneHotEncode, ToTensor
+from fastai.torch_core import TensorImage, find_bs, to_device
+from fastcore.basics import chunked, store_attr
 from fastcore.meta import delegates
 
 from ..core import InputError, batch_key, hash_key, is_whole, raise_all
@@ -45,6 +48,51 @@ def _check_weights(weights, dataset, n, shuffle):
     if getattr(dataset, 'split_idx', 0) not in (0, None): bad.append('weights are for training: in validation each image counts once')
     raise_all(bad)
     return w / w.sum()
+
+_PURE = (ColReader, Categorize, MultiCategorize, OneHotEncode, EncodedMultiCategorize)     # the same for an item each time
+
+class _Batches:
+    "Reads the batches of a loader whose pixels lie in a cache."
+    def __init__(self, dl, image, paths):
+        self.image, self.labels, self.targets = image, list(getattr(dl.dataset, 'tls', [None])[1:]), {}
+        self.read, self.pair = image.cache.reader(paths), hasattr(dl.dataset, 'tls')
+
+    def target(self, i):
+        if i not in self.targets: self.targets[i] = tuple(tl[i] for tl in self.labels)
+        return self.targets[i]
+
+    def __call__(self, dl, at): # `at`: (number of the item, position in the order)
+        train = self.image.method == 'crop' and not getattr(dl.dataset, 'split_idx', None)
+        def place(position):
+            rng = random.Random(int(hash_key(dl.seed, dl.epoch, dl.copy, 'item', position)))      # as `do_item` seeds python's own
+            return rng.random(), rng.random()
+        x = TensorImage(self.read([i for i, _ in at], [place(p) if train else (.5, .5) for _, p in at]))
+        if not self.pair: return x
+        y = [self.target(i) for i, _ in at]
+        return dl.retain((x, *map(fa_collate, zip(*y))), [(x[0], *y[0])])
+
+def _batches(dl):
+    "What reads whole batches, where all that becomes of an item is known and its pixels lie in a cache; else None."
+    tls = getattr(dl.dataset, 'tls', [dl.dataset])
+    steps = list(getattr(getattr(tls[0], 'tfms', None), 'fs', []))
+    if type(dl) is not SeededDL or dl.bs is None or not steps or getattr(steps[-1], 'cache', None) is None or steps[-1].as_pil: return None
+    if len(dl.before_batch.fs) or not all(isinstance(f, ToTensor) for f in dl.after_item.fs) or not all(isinstance(f, _PURE) for tl in tls[1:] for f in tl.tfms.fs): return None
+    if {'create_item', 'create_batch', 'retain'} & dl.__dict__.keys(): return None        # somebody's own
+    items, col = tls[0].items, steps[0]
+    if len(steps) == 2 and isinstance(col, ColReader) and col.pref == col.suff == '' and hasattr(items, 'columns'): paths = items[col.cols[0]]
+    elif len(steps) == 1: paths = items
+    else: return None
+    if (found := dl.__dict__.get('_found')) is None or found.image is not steps[-1]: found = dl._found = _Batches(dl, steps[-1], list(paths))
+    return found if found.read is not None else None
+
+def _ahead(batches, n=2):
+    "The same batches, each made in a thread while the `n` before it are in use."
+    batches, end = iter(batches), object()
+    with ThreadPoolExecutor(1) as thread:
+        made = deque(thread.submit(next, batches, end) for _ in range(n))
+        while (b := made.popleft().result()) is not end:
+            made.append(thread.submit(next, batches, end))
+            yield b
 
 class SeededDL(TfmdDL):
     "A `TfmdDL` whose order and augmentations depend on (`seed`, `epoch`, position, `copy`) alone."
@@ -88,13 +136,19 @@ class SeededDL(TfmdDL):
         if getattr(self.dataset, 'split_idx', 0) not in (0, None): return super().do_item(s)   # validation draws nothing
         with seeded_rng(self.seed, self.epoch, self.copy, 'item', getattr(self, '_position', 0)): return super().do_item(s)
 
+    def create_batches(self, samps):
+        if (read := _batches(self)) is None: yield from super().create_batches(samps)
+        else:
+            for at in chunked(((i, self._position) for i in samps), self.bs, self.drop_last): yield read(self, at)
+
     def __iter__(self):
         # fastai's own loop, with the batch transforms run under the batch's key
         self.randomize()
         self.before_iter()
         self._DataLoader__idxs = self.get_idxs()   # in the main process, before the workers start
-        start = 0
-        for b in _loaders[self.fake_l.num_workers == 0](self.fake_l):
+        start, batches = 0, _loaders[self.fake_l.num_workers == 0](self.fake_l)
+        if self.fake_l.num_workers == 0 and _batches(self) is not None: batches = _ahead(batches)
+        for b in batches:
             if self.pin_memory and type(b) == list: b = tuple(b)
             if self.device is not None: b = to_device(b, self.device)
             n = find_bs(b)
@@ -104,7 +158,7 @@ class SeededDL(TfmdDL):
         self.after_iter()
         if hasattr(self, 'it'): del self.it
 
-# %% ../../nbs/data/04_loader.ipynb #99d618e4
+# %% ../../nbs/data/04_loader.ipynb #1e750c33
 def seeded(
     dls:DataLoaders, # Plain fastai DataLoaders
     seed:int=42,     # The run's seed
