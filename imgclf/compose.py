@@ -212,6 +212,7 @@ def config_learner(
     config:Config,       # The settings
     items:pd.DataFrame,  # Items with folds
     fold:int,            # The fold that validates
+    progress:bool=True,  # Show a bar while a cache is filled
 )->Learner:
     "The learner that `config` describes for one fold: its DataLoaders, model, loss, callbacks, precision and metrics. Raises `InputError` for settings that do not fit."
     c, multi = config, is_multi(items)
@@ -219,7 +220,7 @@ def config_learner(
     if own: raise InputError(f'arch_args: {some(own)} is no argument of the architecture; it is a setting of its own (see imgclf config)')
     if c.clean_col is not None and c.clean_col not in items: raise InputError(f'clean_col={c.clean_col!r}: the items have no such column, only {some(items.columns, 20)}')
     dls = fold_dls(items, fold, size=c.size, presize=c.presize, method=c.method, bs=c.bs, oversample=c.oversample, undersample=c.undersample, sampler=c.sampler,
-                   aug=c.aug, stats=c.stats, cache=c.cache, seed=c.seed, num_workers=c.num_workers)
+                   aug=c.aug, stats=c.stats, cache=c.cache, decoder=c.decoder, seed=c.seed, num_workers=c.num_workers, progress=progress)
     train = dls.train_ds.items
     loss = config_loss(c, train, vocab_of(items), multi)
     return make_learner(dls, c.arch, pretrained=c.pretrained, weights=c.weights, metrics=learner_metrics(c.metric, multi), loss_func=loss,

@@ -50,7 +50,8 @@ class Config(BaseModel):
     method: Literal['squish', 'pad', 'crop'] = _f('squish', "how the first resize reaches its shape: 'squish' changes the proportions, 'pad' adds black, 'crop' cuts")
     aug: bool|dict[str, Any] = _f(True, 'augment the training images: true, false, or arguments of presize_tfms as {flip_vert: true, max_rotate: 5}')
     stats: Stats = _f('auto', "normalisation: 'auto' the pretrained model's own, 'imagenet', 'train' measured on the training rows, or [mean, std], 3 numbers each")
-    cache: Literal['ram']|None = _f(None, "'ram' keeps the resized images in memory; null reads them again each epoch")
+    decoder: Literal['exact', 'reduced'] = _f('exact', "how JPEGs are decoded: 'exact' every pixel, 'reduced' at a fraction of their size where that is still large enough (faster; edges differ a little)")
+    cache: Literal['auto', 'disk', 'ram']|None = _f(None, "keep the resized images, each file decoded once for all epochs and folds: on 'disk' (for later runs too), in 'ram', or 'auto' for where there is room; null reads the files again each epoch")
     # balance
     oversample: Factors = _f(None, "repeat training rows of rare labels: 'balance', or factors from 1 by label as {rust: 3}; null for none")
     undersample: Literal['min']|Count|dict[str, Count]|None = _f(None, "keep some training rows of frequent labels: 'min' as many of each as of the rarest, at most so many of each, or {label: rows}; null for all")
@@ -196,8 +197,6 @@ def _clashes(c):
         yield f'presize={c.presize} is smaller than size={c.size}: augmentation can only crop; give a larger presize, or none'
     if isinstance(c.presize, int) and not isinstance(c.size, int) and c.size[0] != c.size[1]:
         yield f'presize={c.presize} is square and size={c.size} is not, so images would be squeezed twice; give presize as [height, width]'
-    if c.cache and c.method == 'crop': yield f"cache={c.cache!r} cannot hold the random crops of method='crop'; use squish or pad, or no cache"
-    if c.cache and c.num_workers: yield f'cache={c.cache!r} is read by the main process; leave num_workers={c.num_workers} out'
     for a, b in zip(c.stages or [], (c.stages or [])[1:]):
         if any(q < p for p, q in zip(_sides(a.size), _sides(b.size))): yield f'stages: size {b.size} after {a.size}: sizes must not fall; begin with the smallest'
     if c.sampler and (c.oversample or c.undersample): yield f"sampler={c.sampler} draws each label equally often, so {'oversample' if c.oversample else 'undersample'} would change which rows, not how many; leave one of them out"

@@ -237,9 +237,10 @@ def fresh_learner(
     config:Config,      # Settings
     make=None,          # `make(items, fold) -> Learner`, in place of the configuration's model and data
     trained:list=(),    # Descriptions of models trained before
+    progress:bool=True, # Show a bar while a cache is filled
 )->Learner:
     "A new learner for a fold, checked and ready to be trained. Raises `InputError` where it must not be used."
-    learn = (make or partial(config_learner, config))(items, fold)
+    learn = (make or partial(config_learner, config, progress=progress))(items, fold)
     check_learner(learn, items, fold, vocab_of(items), trained)
     if make is not None: raise_all(missing_callbacks(config, learn), f'the learner that make built for fold {fold}')
     if not trained and config.stages: try_sizes(learn, [p.size for p in phases(config)])
@@ -248,7 +249,7 @@ def fresh_learner(
 def _fold_of(path, make, progress, fold, bar):
     "What a process of its own does for a run that is open in its parent: one fold."
     run = Run(path, make)
-    with deterministic(run.config.deterministic): fit_fold(run, fold, fresh_learner(run.items, fold, run.config, make), bar)
+    with deterministic(run.config.deterministic): fit_fold(run, fold, fresh_learner(run.items, fold, run.config, make, progress=False), bar)
 
 @dataclass
 class CVResult:
@@ -277,19 +278,19 @@ def cross_validate(
     check_jobs(jobs)
     check_trackers(config.track or ())
     if jobs > 1 and on_epoch is not None: raise InputError(f'jobs={jobs}: on_epoch is called in this process, where no fold is trained then; leave one of them out')
-    ready = {(k := 0 if only is None else min(only)): fresh_learner(items, k, config, make, trained)} if check_out(out, items, config, resume, make) else {}   # what cannot work fails here, before a folder is made
+    ready = {(k := 0 if only is None else min(only)): fresh_learner(items, k, config, make, trained, progress)} if check_out(out, items, config, resume, make) else {}   # what cannot work fails here, before a folder is made
     with open_run(out, items, config, resume, make) as run, tqdm(unit='img', unit_scale=True, disable=not progress, mininterval=1, smoothing=.05) as bar, deterministic(config.deterministic):
         todo = [k for k in range(run.n_splits) if not run.done(k) and (only is None or k in only)]
         if jobs > 1 and len(todo) > 1:
             bar.set_description(f'{len(todo)} folds, {min(jobs, len(todo))} at a time')
-            learn = ready.pop(todo[0], None) or fresh_learner(items, todo[0], config, make, trained)
+            learn = ready.pop(todo[0], None) or fresh_learner(items, todo[0], config, make, trained, progress)
             bar.total = len(todo)*image_steps(learn, phases(config))
             del learn
             in_processes(partial(_fold_of, str(run.path), make, progress), todo, jobs, bar)
             todo = []
         for i, k in enumerate(todo):
             bar.set_description(f'fold {k+1} of {run.n_splits}')
-            learn = ready.pop(k, None) or fresh_learner(items, k, config, make, trained)
+            learn = ready.pop(k, None) or fresh_learner(items, k, config, make, trained, progress)
             if i == 0 and getattr(learn.dls.train, 'weights', None) is not None and progress:
                 bar.write(f'weighted sampler: an epoch sees {epoch_coverage(learn.dls.train.weights, learn.dls.train.n):.0%} of the training images', file=sys.stderr)
             bar.total = bar.n + (len(todo) - i)*image_steps(learn, phases(config))

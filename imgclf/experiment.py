@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.data.core import TfmdLists
-from fastai.data.transforms import ColReader, ToTensor
+from fastai.data.transforms import ColReader
 from fastai.learner import Learner
 from fastai.torch_core import default_device
 from fastcore.basics import patch
@@ -28,9 +28,9 @@ from .config import Config
 from .core import InputError, atomic_path, is_whole, nearest, raise_all, read_json, some
 from .compose import config_learner
 from .crossval import CVResult, cross_validate
-from .data.augment import check_size, presize_tfms
-from .data.block import FitImage, items_dl
-from .data.decode import SafeImage
+from .data.augment import presize_tfms
+from .data.block import items_dl
+from .data.decode import PresizeImage
 from .data.fold import make_folds
 from .data.loader import SeededDL
 from .data.source import check_items, items_from_df, items_from_folder, scan_images, scan_summary, show_scan
@@ -221,8 +221,8 @@ def _views(self:Run, items, models, n, aug, bs, num_workers, progress):
     c, dev = self.config, default_device()
     tfms = presize_tfms(c.size, **(c.aug if isinstance(c.aug, dict) else {}))
     if num_workers is None: num_workers = c.num_workers if c.num_workers is not None else 0 if len(items) < 300 else min(8, os.cpu_count())
-    ds = TfmdLists(items, [ColReader('path'), SafeImage.create], split_idx=1)
-    dl = SeededDL(ds, bs=bs or c.bs, num_workers=num_workers, device=dev, after_item=[FitImage(check_size(c.presize or c.size), c.method), ToTensor()], after_batch=tfms)
+    ds = TfmdLists(items, [ColReader('path'), PresizeImage(c.presize or c.size, c.method, c.decoder)], split_idx=1)
+    dl = SeededDL(ds, bs=bs or c.bs, num_workers=num_workers, device=dev, after_batch=tfms)
     views = Copies(dl, n, c.seed, aug) if n else dl
     act = ACTIVATIONS[self.activation]
     models = [(m, *(torch.tensor(o, device=dev).view(1, -1, 1, 1) for o in (mean, std))) for m, mean, std, _ in models]

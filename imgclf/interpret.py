@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from fastai.data.transforms import ColReader, Normalize
 from fastai.learner import Learner
-from fastai.torch_core import TensorImage
 from fasttransform.transform import compose_tfms
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -27,8 +26,8 @@ from torchvision.transforms.functional import gaussian_blur
 
 from .core import InputError, dl_ids, is_whole, nearest, some
 from .data.augment import check_size, presize_tfms
-from .data.block import RamImage, dls_stats, fit_image
-from .data.decode import SafeImage
+from .data.block import dls_stats, fit_image
+from .data.decode import PresizeImage, SafeImage
 from .learner import ACTIVATIONS
 from .models.attribution import METHODS, baseline_names, captum_methods, check_settings, exactly, make_baselines, pixel_shares, plain_copy
 from .models.maps import AttentionMap, attention_maps
@@ -98,12 +97,12 @@ def _title(ax, text): ax.set_title(text if len(text) < 30 else text[:29] + '…'
 # %% ../nbs/34_interpret.ipynb #46b8f3db
 def _by_loader(dls, img):
     "A picture as the validation loader would prepare it, (1, C, H, W), but for the normalisation."
-    dl, img = dls.valid, SafeImage.create(img)
+    dl = dls.valid
     fs = [f for tl in getattr(dl.dataset, 'tls', [])[:1] for f in tl.tfms.fs]
-    if ram := next((f for f in fs if isinstance(f, RamImage)), None): img = SafeImage(fit_image(img, ram.hw, ram.method))
+    if tfm := next((f for f in fs if isinstance(f, PresizeImage)), None): img = tfm(img, split_idx=1)
     else:
         with tempfile.TemporaryDirectory() as d:      # a file: the loader's own class of images opens it
-            img.save(file := Path(d)/'image.png')
+            SafeImage.create(img).save(file := Path(d)/'image.png')
             try: img = compose_tfms(file, [f for f in fs if not isinstance(f, ColReader)], split_idx=1)
             except Exception as e: raise InputError(f'these DataLoaders read images in a way of their own ({type(e).__name__}: {str(e)[:100]}); give the image as a tensor (C, H, W) in [0, 1]') from e
     x = compose_tfms(img, list(dl.after_item.fs), split_idx=1)
@@ -111,12 +110,12 @@ def _by_loader(dls, img):
 
 def _by_config(c, device, img):
     "A picture as `Run.predict` prepares it."
-    x = np.array(fit_image(SafeImage.create(img), check_size(c.presize or c.size), c.method))
-    return compose_tfms(TensorImage(torch.from_numpy(x).permute(2, 0, 1)[None]).to(device), presize_tfms(c.size, **(c.aug if isinstance(c.aug, dict) else {})), split_idx=1)
+    x = PresizeImage(c.presize or c.size, c.method, c.decoder)(img, split_idx=1)
+    return compose_tfms(x[None].to(device), presize_tfms(c.size, **(c.aug if isinstance(c.aug, dict) else {})), split_idx=1)
 
 def _by_size(size, channels, img):
-    img = SafeImage.create(img).convert('L' if channels == 1 else 'RGB')
-    x = np.array(img if size is None else fit_image(img, check_size(size), 'squish'))
+    img = SafeImage.create(img)
+    x = np.array((img if size is None else fit_image(img, check_size(size), 'squish')).convert('L' if channels == 1 else 'RGB'))
     return torch.from_numpy(x).float().div(255).reshape(1, *x.shape[:2], -1).permute(0, 3, 1, 2)
 
 def _tensor(x):

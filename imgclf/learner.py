@@ -32,7 +32,8 @@ from safetensors.torch import save_file
 
 import imgclf
 from .core import InputError, atomic_path, nearest, read_json, some, write_json
-from .data.block import IMAGENET, FitImage, RamImage, dls_stats, is_auto, set_stats
+from .data.block import IMAGENET, FitImage, dls_stats, is_auto, set_stats
+from .data.decode import PresizeImage
 from .losses import SoftTargetBCE
 from .models.build import build_model, choose_precision, file_sha256, misfits, read_weights
 from .models.maps import split_attention
@@ -167,8 +168,8 @@ def _reading(dls):
     "What opens the files, and how they are brought to one size before a batch is made of them."
     dl = dls.loaders[min(1, len(dls.loaders) - 1)]
     steps = [*(tls[0].tfms.fs if (tls := getattr(dl.dataset, 'tls', None)) else ()), *dl.after_item.fs]
-    opens = next((o.name.removesuffix('.create') for o in steps if o.name.endswith('.create')), 'SafeImage' if any(isinstance(o, RamImage) for o in steps) else None)
-    sized = next(((getattr(o, 'hw', None) or o.size, o.method) for o in steps if isinstance(o, (FitImage, RamImage, Resize))), (None, None))
+    opens = next((o.decoder if isinstance(o, PresizeImage) else o.name.removesuffix('.create') for o in steps if isinstance(o, PresizeImage) or o.name.endswith('.create')), None)
+    sized = next(((getattr(o, 'hw', None) or o.size, o.method) for o in steps if isinstance(o, (PresizeImage, FitImage, Resize))), (None, None))
     return dict(decoder=opens, presize=sized[0] and list(sized[0]), method=sized[1])
 
 def versions()->dict:

@@ -78,7 +78,7 @@ print('requests', asked)
     assert "['resnet10t', 'test_resnet.r160_in1k']" in out and 'requests []' in out and 'code 2' in out
     assert 'nothing of resnet26d in this folder' in err
     info = json.loads((tmp_path/'run'/'models'/'fold0.json').read_text())
-    assert info['mean'] == [.5]*3 and info['decoder'] == 'SafeImage' and info['versions']['timm'] == timm.__version__
+    assert info['mean'] == [.5]*3 and info['decoder'] == 'exact' and info['versions']['timm'] == timm.__version__
 
 def test_reopened_run_normalises_as_trained(bundle, tmp_path):
     "A fold's learner, opened again without its pretrained weights, gives the out-of-fold predictions."
