@@ -56,7 +56,7 @@ class WandB:
 
     def open(self, step, names):
         import wandb
-        own = dict(silent=True, console='off', init_timeout=30., login_timeout=60., finish_timeout=60.)
+        own = dict(silent=True, console='off', init_timeout=30., login_timeout=60., finish_timeout=60., x_transaction_log_flush_interval=1.)    # so little is lost by a kill
         kw = dict(id=self._id(), dir=os.environ.get('WANDB_DIR') or str(self.folder), name=f'{self.group}/{self.name}' if self.group else self.name, group=self.group,
                   project=os.environ.get('WANDB_PROJECT') or 'imgclf', config=self.config, resume='allow', reinit='create_new',
                   settings=wandb.Settings(**{k: v for k, v in own.items() if k in wandb.Settings.model_fields}))
@@ -64,10 +64,10 @@ class WandB:
         except Exception as e:
             self.run = wandb.init(**kw, mode='offline')
             WandB.mode = 'offline'
-            say_once(f'Weights & Biases cannot be reached ({_line(e)}): from now on values are kept in {self.folder/"wandb"}; wandb sync sends them')
+            say_once('offline', f'Weights & Biases cannot be reached ({_line(e)}): from now on values are kept in {self.folder/"wandb"}; wandb sync sends them')
         if not self.run.offline and self.run.url: tqdm.write(f'wandb: {self.run.url}', file=sys.stderr)
 
-    def log(self, values, step): self.run.log(values, step=step)
+    def log(self, values, step): self.run.log(values, step=step, commit=True)    # else the last row waits for the next
     def flush(self): pass                                   # its own process writes as values come
     def close(self, failed=False): self.run.finish(exit_code=int(failed))
 
@@ -78,11 +78,12 @@ _said = set()
 def _line(e): return next((o.strip() for o in str(e).splitlines() if o.strip()), type(e).__name__)
 
 def say_once(
+    key,         # What it is about
     message:str, # One line
 ):
-    "Warn, once a process."
-    if message in _said: return
-    _said.add(message)
+    "Warn, once a process about the same thing."
+    if key in _said: return
+    _said.add(key)
     warnings.warn(message)
 
 def check_trackers(
@@ -108,9 +109,9 @@ class Track(CountEpochs):
         to = list(to) if isinstance(to, (list, tuple)) else [to]
         check_trackers([o for o in to if isinstance(o, str)])
         if not is_whole(points, 1): raise InputError(f'points={points!r}: give a number of values an epoch, 1 or more')
-        group = group or Path(folder).resolve().name
-        self.group, self.points = group, points
-        self.sinks = [TRACKERS[o](folder, name, group, config) if isinstance(o, str) else o for o in to]
+        self.folder, self.points = Path(folder).resolve(), points
+        self.group = group or self.folder.name
+        self.sinks = [TRACKERS[o](folder, name, self.group, config) if isinstance(o, str) else o for o in to]
         self.live, self.step, self.losses = None, 0, []
 
     def _tell(self, what, *args):
@@ -119,7 +120,7 @@ class Track(CountEpochs):
             try: getattr(o, what)(*args)
             except Exception as e:
                 self.live.remove(o)
-                say_once(f'{self.group}: {type(o).__name__} failed ({_line(e)}) and is left out; training goes on')
+                say_once((self.folder, type(o)), f'{self.group}: {type(o).__name__} failed ({_line(e)}) and is left out; training goes on')
 
     def before_train(self):
         self.losses, self.sizes, self.lrs = [], [], []
