@@ -221,8 +221,9 @@ def _views(self:Run, items, models, n, aug, bs, num_workers, progress):
     c, dev = self.config, default_device()
     tfms = presize_tfms(c.size, **(c.aug if isinstance(c.aug, dict) else {}))
     if num_workers is None: num_workers = c.num_workers if c.num_workers is not None else 0 if len(items) < 300 else min(8, os.cpu_count())
-    ds = TfmdLists(items, [ColReader('path'), PresizeImage(c.presize or c.size, c.method, c.decoder)], split_idx=1)
+    ds = TfmdLists(items, [ColReader('path'), PresizeImage(c.presize or c.size, c.method, c.decoder)], split_idx=1, do_setup=False)
     dl = SeededDL(ds, bs=bs or c.bs, num_workers=num_workers, device=dev, after_batch=tfms)
+    dl._n_inp, dl._types = 1, None      # known: fastai would read an image to find out
     views = Copies(dl, n, c.seed, aug) if n else dl
     act = ACTIVATIONS[self.activation]
     models = [(m, *(torch.tensor(o, device=dev).view(1, -1, 1, 1) for o in (mean, std))) for m, mean, std, _ in models]

@@ -70,7 +70,7 @@ def test_import_is_light(python):
     assert statistics.median(map(float, seconds)) < .3
 
 @pytest.mark.skipif(not (LIB/'cli.py').exists(), reason='no command line yet')
-@pytest.mark.parametrize('command', ['', 'demo', 'scan', 'fit', 'predict', 'submit', 'tta', 'compare', 'runs', 'rerun', 'clean', 'blend', 'zoo', 'bench', 'search', 'weights', 'export'])
+@pytest.mark.parametrize('command', ['', 'demo', 'scan', 'fit', 'predict', 'submit', 'tta', 'compare', 'runs', 'rerun', 'clean', 'blend', 'zoo', 'bench', 'search', 'weights', 'cache', 'export'])
 def test_help_is_instant(sh, script, command):
     runs = [sh(script('imgclf'), *command.split(), '--help') for _ in range(3)]
     assert all(code == 0 and 'Usage' in out for code, out, *_ in runs), runs[0]

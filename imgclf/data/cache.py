@@ -109,12 +109,15 @@ class PresizeCache:
         "Which of {path: stamp} it does not hold as they are now."
         return [p for p, stamp in stamps.items() if self.rows.get(p, ())[:2] != stamp]
 
-    def _view(self, row):
+    def _pixels(self):
+        "All bytes on the disk, as an array."
+        if self.folder is not None and (self.map is None or len(self.map) < self.end): self.map = np.memmap(self.folder/'pixels', np.uint8, 'r', shape=(self.end,))
+        return self.map
+
+    def _view(self, row, pixels):
         "An image's pixels (3, h, w) as an array; raw ones are not copied."
         _, _, place, shape = row
-        if isinstance(place, tuple):
-            if self.map is None or len(self.map) < self.end: self.map = np.memmap(self.folder/'pixels', np.uint8, 'r', shape=(self.end,))
-            place = self.map[place[0]:place[0] + place[1]]
+        if isinstance(place, tuple): place = pixels[place[0]:place[0] + place[1]]
         return place.reshape(3, *shape) if self.kind == 'raw' else decode_jpeg(np.array(place)).numpy()
 
     def read(self,
@@ -122,7 +125,7 @@ class PresizeCache:
     ):        # uint8 (3, h, w), a copy; None where it is not held, or the file has changed
         "One image's pixels."
         row = self.rows.get(os.path.abspath(path))
-        return None if row is None or row[:2] != _stamp(path) else torch.from_numpy(np.array(self._view(row)))
+        return None if row is None or row[:2] != _stamp(path) else torch.from_numpy(np.array(self._view(row, self._pixels())))
 
     def reader(self,
         paths, # Of image files
@@ -130,10 +133,10 @@ class PresizeCache:
         "What reads a batch at once; None where any of the files is not held, or has changed."
         paths = [os.path.abspath(p) for p in paths]
         if self.missing({p: _stamp(p) for p in paths}): return None
-        rows = [self.rows[p] for p in paths]
+        rows, pixels = [self.rows[p] for p in paths], self._pixels()     # whatever becomes of the cache, these stay
         def read(at, places):
             out = np.empty((len(at), 3, *self.hw), np.uint8)
-            for o, i, place in zip(out, at, places): o[...] = window(self._view(rows[i]), self.hw, place)
+            for o, i, place in zip(out, at, places): o[...] = window(self._view(rows[i], pixels), self.hw, place)
             return torch.from_numpy(out)
         return read
 
