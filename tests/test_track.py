@@ -1,5 +1,5 @@
 "Trackers for real: what TensorBoard and Weights & Biases read back, over kills, resumes, broken services and packages that are not there."
-import json, os, signal, subprocess, sys, time, warnings
+import json, os, re, signal, subprocess, sys, time, warnings
 from pathlib import Path
 
 import numpy as np
@@ -122,12 +122,11 @@ def test_folds_in_processes(items, untracked, tmp_path):
 
 # -- resumed -----------------------------------------------------------------------------------------------------------
 SCRIPT = """
-import sys, json, time, torch, pandas as pd
+import sys, json, torch, pandas as pd
 torch.set_num_threads(1)
 from imgclf.crossval import cross_validate
-def slow(fold, row): time.sleep(2*((fold, row['epoch']) == (1, 4)))
 items = pd.read_csv(sys.argv[1], dtype=dict(id=str))
-cross_validate(items, json.loads(sys.argv[3]), out=sys.argv[2], progress=False, on_epoch=slow)
+cross_validate(items, json.loads(sys.argv[3]), out=sys.argv[2], progress=False)
 """
 
 def test_killed_and_resumed_in_the_same_run(items, tmp_path):
@@ -138,13 +137,12 @@ def test_killed_and_resumed_in_the_same_run(items, tmp_path):
     def start(): return subprocess.Popen([sys.executable, '-c', SCRIPT, str(tmp_path/'items.csv'), str(out), json.dumps(settings)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     p, deadline = start(), time.time() + 200
     while time.time() < deadline and p.poll() is None:
-        if (out/'metrics.csv').is_file() and (pd.read_csv(out/'metrics.csv').fold == 1).sum() >= 5: break
-        time.sleep(.01)
-    time.sleep(1.5)                        # an epoch that takes its time: what was told is in the file after a second
+        if (out/'metrics.csv').is_file() and (pd.read_csv(out/'metrics.csv').fold == 1).sum() >= 3: break
+        time.sleep(.002)
     p.send_signal(signal.SIGKILL); p.wait()
     assert p.returncode == -signal.SIGKILL, p.stdout.read()
     kept = (pd.read_csv(out/'metrics.csv').fold == 1).sum()
-    assert 5 <= kept < 13
+    assert 3 <= kept < 13
     q = start()
     said, _ = q.communicate(timeout=200)
     assert q.returncode == 0, said
@@ -152,13 +150,11 @@ def test_killed_and_resumed_in_the_same_run(items, tmp_path):
     assert curves.index.tolist() == list(range(1, 27)) and curves.epoch.dropna().tolist() == list(range(1, 14))
     np.testing.assert_allclose(curves.train_loss.dropna(), (mine := pd.read_csv(out/'metrics.csv').query('fold == 1')).train_loss, rtol=1e-5)
     key, (first, second) = parts_of(out, 1)
-    rows = pd.concat([offline_run(o)[1] for o in (first, second)])
-    assert {offline_run(o)[3]['id'] for o in (first, second)} == {key}
-    again = rows[rows.duplicated('_step', keep=False)]
-    assert set(rows._step) == set(range(1, 27)) and len(again) <= 4                # an epoch between the tracker's line and the state is told twice, alike
-    assert again.groupby('_step').train_loss.nunique().le(1).all()
-    assert offline_run(second)[1]._step.min() <= 2*kept + 1
-    _, _, summary, _, exits = offline_run(first, second)
+    _, rows, summary, about, exits = offline_run(second)
+    assert about['id'] == key and first.name.endswith(key)
+    assert rows.epoch.dropna().tolist() == list(range(1, 14))                      # the later part tells every epoch
+    np.testing.assert_allclose(rows.train_loss.dropna(), mine.train_loss, rtol=1e-6)
+    assert set(range(2*kept + 1, 27)) <= {*rows._step}                             # and each batch since
     assert summary['epoch'] == 13 and summary['train_loss'] == pytest.approx(mine.train_loss.iloc[-1]) and exits == [0]
 
 def test_tracking_may_begin_later(items, untracked, tmp_path):
@@ -194,7 +190,7 @@ def test_places_that_cannot_be_written(items, untracked, tmp_path):
 
 def test_service_that_dies(items, untracked, tmp_path):
     "The process of Weights & Biases is killed in the middle of a training."
-    code = SCRIPT.replace('cross_validate(items, json.loads(sys.argv[3]), out=sys.argv[2], progress=False, on_epoch=slow)', """
+    code = SCRIPT.replace('cross_validate(items, json.loads(sys.argv[3]), out=sys.argv[2], progress=False)', """
 import os, pathlib, signal, warnings
 def children(of):
     "Its processes and theirs."
@@ -226,7 +222,7 @@ def test_no_login_is_kept_offline(items, tmp_path, monkeypatch):
     code = SCRIPT.replace('import sys,', 'import warnings; warnings.simplefilter("always")\nimport sys,')
     p = subprocess.run([sys.executable, '-c', code, str(tmp_path/'items.csv'), str(tmp_path/'run'), json.dumps(dict(SETTINGS, track=['wandb']))], capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
     assert p.returncode == 0, p.stderr
-    assert p.stderr.count('Weights & Biases cannot be reached (No API key') == 1 and 'left out' not in p.stderr
+    assert len(re.findall('Weights & Biases cannot be reached .*api.key', p.stderr, re.I)) == 1 and 'left out' not in p.stderr
     for fold in (0, 1): assert offline_run(*parts_of(tmp_path/'run', fold)[1])[2]['epoch'] == 3
 
 def test_not_installed_is_said_before_anything(items, tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ class TensorBoard:
     needs = 'tensorboard'
     def __init__(self, folder, name:str, group:str=None, config:dict=None): self.folder, self.config = Path(folder)/'tensorboard'/name, config or {}
 
-    def open(self, step, names):
+    def open(self, step, names, told):
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
         self.writer = SummaryWriter(self.folder, purge_step=step + 1)
@@ -54,7 +54,7 @@ class WandB:
         if not file.is_file(): file.write_text(secrets.token_hex(6))
         return file.read_text().strip()
 
-    def open(self, step, names):
+    def open(self, step, names, told):
         import wandb
         own = dict(silent=True, console='off', init_timeout=30., login_timeout=60., finish_timeout=60., x_transaction_log_flush_interval=1.)    # so little is lost by a kill
         kw = dict(id=self._id(), dir=os.environ.get('WANDB_DIR') or str(self.folder), name=f'{self.group}/{self.name}' if self.group else self.name, group=self.group,
@@ -65,7 +65,9 @@ class WandB:
             self.run = wandb.init(**kw, mode='offline')
             WandB.mode = 'offline'
             say_once('offline', f'Weights & Biases cannot be reached ({_line(e)}): from now on values are kept in {self.folder/"wandb"}; wandb sync sends them')
-        if not self.run.offline and self.run.url: tqdm.write(f'wandb: {self.run.url}', file=sys.stderr)
+        if self.run.offline:
+            for at, values in told: self.log(values, at)            # each part is complete by itself: a killed one may have lost its end
+        elif self.run.url: tqdm.write(f'wandb: {self.run.url}', file=sys.stderr)
 
     def log(self, values, step): self.run.log(values, step=step, commit=True)    # else the last row waits for the next
     def flush(self): pass                                   # its own process writes as values come
@@ -112,7 +114,7 @@ class Track(CountEpochs):
         self.folder, self.points = Path(folder).resolve(), points
         self.group = group or self.folder.name
         self.sinks = [TRACKERS[o](folder, name, self.group, config) if isinstance(o, str) else o for o in to]
-        self.live, self.step, self.losses = None, 0, []
+        self.live, self.step, self.losses, self.told = None, 0, [], []
 
     def _tell(self, what, *args):
         "Ask all that still answer."
@@ -126,7 +128,7 @@ class Track(CountEpochs):
         self.losses, self.sizes, self.lrs = [], [], []
         if self.live is not None or not self.counting or rank_distrib(): return
         self.live = list(self.sinks)
-        with no_random(0, reproducible=False): self._tell('open', self.step, list(self._names()))    # what they draw is not the training's
+        with no_random(0, reproducible=False): self._tell('open', self.step, self._names(), self.told)    # what they draw is not the training's
 
     def _names(self): return ['train_loss', *[o for o in self.learn.recorder.metric_names if o not in ('epoch', 'train_loss', 'time')]]
 
@@ -146,6 +148,7 @@ class Track(CountEpochs):
         row = {k: float(v) for k, v in zip(list(rec.metric_names), list(rec.log)) if k in self._names() and v is not None}
         row |= {'epoch': self.finished, 'train_loss': float((losses*sizes).sum()/sizes.sum()), 'lr': float(lrs[-1]), 'batch/loss': float(losses[i:].mean()), 'batch/lr': float(lrs[-1])}
         self._tell('log', row, self.step)
+        self.told.append([self.step, row])
         self.losses = []
 
     def after_fit(self): self._tell('flush')
@@ -157,8 +160,8 @@ class Track(CountEpochs):
         self._tell('close', failed)
         self.live = None
 
-    def state_dict(self): return dict(step=self.step, finished=self.finished)
-    def load_state_dict(self, state): self.step, self.finished = state['step'], state['finished']
+    def state_dict(self): return dict(step=self.step, finished=self.finished, told=list(self.told))
+    def load_state_dict(self, state): self.step, self.finished, self.told = state['step'], state['finished'], list(state['told'])
 
 @contextmanager
 def tracking(
