@@ -67,7 +67,7 @@ def keep(out):
         folder, to = out/name.replace(' ', '-'), HERE/name.replace(' ', '-')
         if not (folder/'tta.parquet').is_file(): continue
         to.mkdir(exist_ok=True)
-        for o in ('oof.parquet', 'tta.parquet', 'config.yaml', 'metrics.csv'): shutil.copy(folder/o, to/o)
+        for o in ('run.json', 'config.yaml', 'oof.parquet', 'tta.parquet', 'metrics.csv'): shutil.copy(folder/o, to/o)
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])

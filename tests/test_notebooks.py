@@ -16,6 +16,7 @@ def copy(tmp_path_factory):
     "A copy of the notebooks that knows nbdev's settings; the package under test stays the installed one."
     here = tmp_path_factory.mktemp('project')
     shutil.copytree(NBS, here/'nbs', ignore=shutil.ignore_patterns('experiments', '.ipynb_checkpoints'))
+    shutil.copytree(ROOT/'benchmarks'/'elpv', here/'benchmarks'/'elpv')     # predictions that a guide reads
     shutil.copy(ROOT/'pyproject.toml', here)
     return here
 
