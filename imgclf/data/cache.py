@@ -118,7 +118,7 @@ class PresizeCache:
         "An image's pixels (3, h, w) as an array; raw ones are not copied."
         _, _, place, shape = row
         if isinstance(place, tuple): place = pixels[place[0]:place[0] + place[1]]
-        return place.reshape(3, *shape) if self.kind == 'raw' else decode_jpeg(np.array(place)).numpy()
+        return place.reshape(3, *shape) if self.kind == 'raw' else decode_jpeg(bytes(place)).numpy()
 
     def read(self,
         path, # Of an image file

@@ -17,13 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision.io      # brings torch.ops.image
+import torchvision      # brings torch.ops.image
 from fastai.data.block import TransformBlock
 from fastai.data.transforms import IntToFloatTensor
 from fastai.torch_core import TensorImage
 from fastai.vision.augment import RandTransform
 from fastai.vision.core import PILImage
 from PIL import Image, UnidentifiedImageError
+try: import simplejpeg
+except ImportError: simplejpeg = None      # optional: imgclf[fast]
 
 from ..core import InputError, nearest, raise_all
 
@@ -114,37 +116,42 @@ def load_image(
 
 # %% ../../nbs/data/00_decode.ipynb #c9cb1317
 def decode_jpeg(
-    data,         # The bytes of a JPEG file, as an array or tensor of uint8
-)->torch.Tensor:  # uint8 (3, h, w); in memory the channels come last
-    "Decode a plain JPEG. Raises `RuntimeError` or `OSError` where it is broken."
-    try: read = torch.ops.image.decode_jpeg
-    except AttributeError: return torch.from_numpy(np.array(Image.open(io.BytesIO(bytes(data))).convert('RGB'))).permute(2, 0, 1)
-    return read(torch.as_tensor(data), 3, False)     # 3: RGB
+    data,             # The bytes of a plain JPEG file
+    shape:tuple=None, # (height, width) of the result: a half, a quarter or an eighth of the image's, rounded up (for simplejpeg alone); None: its own
+)->torch.Tensor:      # uint8 (3, h, w); in memory the channels come last
+    "Decode by the quickest library that is there. Raises one of `_BROKEN` where the file is broken."
+    if simplejpeg is not None:
+        h, w = shape or (0, 0)
+        return torch.from_numpy(simplejpeg.decode_jpeg(data, min_height=h, min_width=w)).permute(2, 0, 1)
+    if hasattr(torch.ops.image, 'decode_jpeg'): return torch.ops.image.decode_jpeg(torch.from_numpy(np.array(memoryview(data))), 3, False)     # 3: RGB
+    return torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert('RGB'))).permute(2, 0, 1)
 
-def _by_torchvision(im):
-    "Pixels of an opened image (3, h, w) where torchvision decodes what Pillow would, else None."
-    if im.format != 'JPEG' or im.mode not in ('L', 'RGB') or orientation(im) != 1: return None
+_BROKEN = (ValueError, RuntimeError, OSError)
+
+def _by_jpeg(im, whole):
+    "Pixels of an opened image (3, h, w) where that is a plain JPEG, else None. `whole`: its size before any reduction."
+    if im.format != 'JPEG' or im.mode not in ('L', 'RGB') or orientation(im) != 1 or im.size != whole and simplejpeg is None: return None
     at = im.fp.tell()
     im.fp.seek(0)
-    data = bytearray(im.fp.read())
+    data = im.fp.read()
     im.fp.seek(at)
     if b'\xff\xd9' not in data[-1024:]: return None      # cut off: Pillow says so
-    try: x = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8))
-    except (RuntimeError, OSError): return None
+    try: x = decode_jpeg(data, None if im.size == whole else im.size[::-1])
+    except _BROKEN: return None
     return x if x.shape[1:] == im.size[::-1] else None
 
 def _pixels(im, reduced=None):
     "Decode an opened image to (3, h, w); `reduced`: (height, width) that a JPEG may be reduced to on the way."
     whole = im.size
     if reduced: im.draft(im.mode, reduced[::-1])
-    x = _by_torchvision(im) if im.size == whole else None
+    x = _by_jpeg(im, whole)
     return torch.from_numpy(np.array(as_rgb(im))).permute(2, 0, 1) if x is None else x
 
 def load_pixels(
     src,                        # A path, or the bytes of an image file
     max_pixels:int|None=None,   # Refuse larger images; `MAX_PIXELS` unless given
 )->torch.Tensor:                # uint8 (3, h, w); in memory the channels come last
-    "The pixels of `load_image`, by torchvision where it decodes the same. Raises `ImageError` naming the file and the reason."
+    "The pixels of `load_image`, sooner where that changes none. Raises `ImageError` naming the file and the reason."
     with open_image(src, max_pixels=max_pixels) as im: return _pixels(im)
 
 # %% ../../nbs/data/00_decode.ipynb #03692b64
