@@ -19,7 +19,7 @@ def world(tmp_path_factory):
     return d
 
 def start(world, out, jobs):
-    return subprocess.Popen([sys.executable, '-W', 'ignore', '-m', 'imgclf.cli', 'fit', 'images', *COMMON, '--out', str(out), '--jobs', str(jobs)], cwd=world, start_new_session=True,
+    return subprocess.Popen([sys.executable, '-W', 'ignore', '-m', 'imgclf.cli', 'fit', 'images', *COMMON, '--out', str(out), '--jobs', str(jobs)], cwd=world, start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),      # ignored where the tests run in the background of a shell
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
 
 def finish(world, out, jobs):
