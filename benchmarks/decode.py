@@ -8,16 +8,15 @@ PIL and resizes it by v2.Resize with antialiasing (`torchvision`), or decodes by
 reduced. `file` is the step from the file to pixels alone, without any loader. The differences are means over all pixels, in levels of
 255, to PIL's full decode and antialiased resize.
 """
-import tempfile, time, warnings
+import tempfile, warnings
 
 import numpy as np
 import torch
-from fastai.vision.all import CategoryBlock, ColReader, DataBlock, ImageBlock, PILImage, Resize
+from fastai.vision.all import CategoryBlock, ColReader, DataBlock, ImageBlock, PILImage, Resize, TfmdDL, ToTensor
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from imgclf.data.block import fold_dls
 from imgclf.data.decode import PresizeBlock, load_image, presized
 from photos import arguments, finish, in_turn, jpegs
 
@@ -41,13 +40,11 @@ def main():
             items = jpegs(f'{folder}/{wh[0]}', n, wh)
             weight = np.mean([len(open(p, 'rb').read()) for p in items.path])/1e3
             for size in sizes:
-                block = lambda image, **kw: DataBlock((image, CategoryBlock), get_x=ColReader('path'), get_y=ColReader('label'), **kw).datasets(items).train
-                loader = lambda ds: __import__('fastai.data.core', fromlist=['TfmdDL']).TfmdDL(ds, bs=64, num_workers=0, after_item=after)
-                from fastai.data.transforms import ToTensor
-                after = [Resize(size, 'squish'), ToTensor()]
-                theirs = loader(block(ImageBlock))
-                after = [ToTensor()]
-                ours = {d: loader(block(PresizeBlock(size, decoder=d))) for d in ('exact', 'reduced')}
+                def loader(image, *resize):
+                    ds = DataBlock((image, CategoryBlock), get_x=ColReader('path'), get_y=ColReader('label')).datasets(items).train
+                    return TfmdDL(ds, bs=64, num_workers=0, after_item=[*resize, ToTensor()])
+                theirs = loader(ImageBlock, Resize(size, 'squish'))
+                ours = {d: loader(PresizeBlock(size, decoder=d)) for d in ('exact', 'reduced')}
                 plain = {k: torch.utils.data.DataLoader(Photos(items.path.tolist(), read, size), 64) for k, read in (('torchvision', by_pil), ('torchvision, its decoder', by_torchvision))}
                 t = in_turn({'fastai': epoch(theirs), **{k: epoch(v) for k, v in plain.items()}, **{f'imgclf {k}': epoch(v) for k, v in ours.items()}}, a.rounds, a.time)
                 resize = Resize(size, 'squish')

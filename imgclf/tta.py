@@ -29,9 +29,10 @@ from .metrics import paired_gain
 STRENGTHS = dict(train=1., light=.5, heavy=2.)
 
 def _scaled(f, times):
-    "A `FusedPresize` whose ranges are so many times as wide; what it does not use stays unused, flips stay as they are."
-    if times == 1 or not isinstance(f, FusedPresize): return f
+    "A `FusedPresize` whose ranges are so many times as wide; what it does not use stays unused, flips stay as they are, and nothing is erased."
+    if not isinstance(f, FusedPresize) or times == 1 and not f.p_erase: return f
     f = copy.copy(f)
+    f.p_erase = 0.
     f.max_rotate, f.max_zoom, f.min_zoom = f.max_rotate*times, 1 + (f.max_zoom - 1)*times, max(.1, 1 + (f.min_zoom - 1)*times)
     f.min_scale = min(max(.1, 1 - (1 - f.min_scale)*times), f.max_scale)
     for k in ('max_warp', 'max_lighting', 'max_saturation', 'max_hue'): setattr(f, k, min(.9, getattr(f, k)*times))
