@@ -11,7 +11,7 @@ __all__ = ['app', 'Source', 'Labels', 'IdCol', 'FnCol', 'LabelCol', 'LabelCols',
            'config', 'main']
 
 # %% ../nbs/50_cli.ipynb #80aca5c1
-import errno, os, shlex, warnings
+import errno, os, re, shlex, warnings
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -175,6 +175,11 @@ def _runs(run, others):
     typer.echo(f'blend       {both}')
     return both
 
+def _kept_as(images, run, others):
+    "The name under which the run folders keep these predictions; None where one of them may not be written, as Kaggle's input is."
+    if not all(os.access(o, os.W_OK) for o in [run, *(others or ())]): return None
+    return re.sub(r'\W+', '-', Path(images).stem).strip('-') or 'images'
+
 @command()
 def predict(
     run: RunDir,
@@ -186,7 +191,7 @@ def predict(
     from imgclf.submit import check_output
     out = check_output(out, images)
     from imgclf.runs import save_items
-    preds = _runs(run, others).predict(images, tta=tta, merge=merge, aug=aug)
+    preds = _runs(run, others).predict(images, tta=tta, merge=merge, aug=aug, keep=_kept_as(images, run, others))
     out.parent.mkdir(parents=True, exist_ok=True)
     save_items(preds, out)
     typer.echo(f'{len(preds):,} images: {", ".join(f"{k} {v:,}" for k, v in preds.label.value_counts().head(8).items())}\npredictions: {out}')
@@ -211,7 +216,7 @@ def submit(
     items, rule = images_to_items(images, r.config.suffix), dict(suffix=r.config.suffix, positive=positive, label_delim=r.config.label_delim or ' ')
     label = tuple(r.vocab[:1]) if r.info['multi'] else r.vocab[0]
     fill_submission(items[['id']].assign(label=[label]*len(items), **{f'p_{o}': 1/len(r.vocab) for o in r.vocab}), sample, **rule)   # does it fit at all?
-    done = write_submission(_runs(run, others).predict(images, tta=tta, merge=merge, aug=aug), sample, out, **rule)
+    done = write_submission(_runs(run, others).predict(images, tta=tta, merge=merge, aug=aug, keep=_kept_as(images, run, others)), sample, out, **rule)
     typer.echo(f'submission: {out} ({len(done):,} rows)')
     if competition: typer.echo(f'{competition}: {send_submission(out, competition, message)}')
 

@@ -9,7 +9,7 @@ __all__ = ['DEMOS', 'PUBLISHED', 'items_from_config', 'Experiment', 'load_run', 
            'as_predictions', 'hold_back', 'run_demo']
 
 # %% ../nbs/42_experiment.ipynb #f68a706b
-import os, sys
+import hashlib, json, os, re, sys
 from pathlib import Path
 
 import numpy as np
@@ -203,16 +203,33 @@ def predict(self:Run,
     merge:str='mean',    # How views are put together: 'mean', 'max' (renormalised) or 'gmean'
     beta:float=.25,      # Weight of the plain image in a mean, 0 to 1
     aug:str='train',     # Copies as in training, 'light' or 'heavy': half and twice as wide
+    keep:str=None,       # Name under which the run folder keeps them, beside the out-of-fold predictions: `predictions/<keep>.parquet`
 )->pd.DataFrame:         # `id, label, confidence, p_<class>…`, in the order given
-    "The mean of the folds' models for new images. Raises `InputError` for images that cannot be read, all of them named."
+    """The mean of the folds' models for new images. With `keep`, what was kept under that name for the same images and settings is read, not made again.
+    Raises `InputError` for images that cannot be read, all of them named."""
     self._check_tta(tta)
     raise_all(check_merge(beta, merge))
+    if keep is not None and not re.fullmatch(r'[\w][\w.-]*', str(keep)): raise InputError(f'keep={keep!r}: give a name of letters, digits, _ and -')
     items = images_to_items(images, self.config.suffix)
+    if keep is not None:
+        file, of = self.path/'predictions'/f'{keep}.parquet', _asked(self, items, dict(tta=tta, merge=merge, beta=beta, aug=aug))
+        if file.is_file() and (kept := pd.read_parquet(file)).attrs.get('of') == of: return kept
     if self.info['make'] is not None: probs = self._predict_by_learners(items, bs)
     else:
         plain, copies = self._views(items, self.models(), tta, aug, bs, num_workers, progress)
         probs = (plain if copies is None else merge_preds(plain, copies, beta, merge)).numpy()
-    return as_predictions(items.id, probs, self.vocab, (self.config.label_delim or ' ') if self.info['multi'] else None)
+    preds = as_predictions(items.id, probs, self.vocab, (self.config.label_delim or ' ') if self.info['multi'] else None)
+    if keep is not None:
+        preds.attrs['of'] = of       # pandas writes it into the file
+        file.parent.mkdir(exist_ok=True)
+        with atomic_path(file) as tmp: preds.to_parquet(tmp)
+    return preds
+
+def _asked(run, items, settings):
+    "One word for images as they lie on the disk, the models that are asked, and how."
+    files = [*items.path, *(run.model_file(k) for k in range(run.n_splits))]
+    state = [(str(i), os.stat(p).st_size, os.stat(p).st_mtime_ns) for i, p in zip([*items.id, *range(run.n_splits)], files) if os.path.isfile(p)]
+    return hashlib.sha1(json.dumps([state, settings], sort_keys=True).encode()).hexdigest()
 
 @patch
 def _views(self:Run, items, models, n, aug, bs, num_workers, progress):
@@ -270,7 +287,7 @@ def as_predictions(ids, probs, vocab, delim=None)->pd.DataFrame:
     label = [vocab[j] for j in probs.argmax(1)] if delim is None else [delim.join(vocab[j] for j in np.flatnonzero(p > .5)) for p in probs]
     return pd.DataFrame(dict(id=np.asarray(ids), label=label, confidence=probs.max(1), **{f'p_{o}': probs[:, j] for j, o in enumerate(vocab)}))
 
-# %% ../nbs/42_experiment.ipynb #a7f6a275
+# %% ../nbs/42_experiment.ipynb #9bc5a0ba
 PUBLISHED = (.8842, 'published: VGG-19 fine-tuned, one 75/25 split (Deitsch et al., arXiv 1807.02894)')
 
 def hold_back(items:pd.DataFrame, n:int=6, seed:int=42)->tuple:
