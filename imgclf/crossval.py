@@ -35,7 +35,7 @@ from .data.block import vocab_of
 from .data.fold import make_folds
 from .data.loader import seeded
 from .data.sample import epoch_coverage
-from .learner import check_mix, save_weights
+from .learner import check_mix, load_weights, save_weights
 from .metrics import greater_is_better
 from .jobs import check_jobs, in_processes
 from .runs import Run, check_out, load_tensors, open_run, save_tensors
@@ -193,6 +193,7 @@ def fit_fold(
 ):
     "Train one fold from the start or from its saved state; write its predictions and weights."
     bar = bar if bar is not None else tqdm(disable=True)
+    if run.done(fold): return write_oof(run, fold, load_weights(learn, run.model_file(fold)))     # trained, but its predictions are lost
     plan, saver = phases(run.config), SaveState(run, fold, bar)
     saver.plan, saver.on_epoch = plan, on_epoch
     learn.add_cb(saver)
@@ -280,7 +281,9 @@ def cross_validate(
     if jobs > 1 and on_epoch is not None: raise InputError(f'jobs={jobs}: on_epoch is called in this process, where no fold is trained then; leave one of them out')
     ready = {(k := 0 if only is None else min(only)): fresh_learner(items, k, config, make, trained, progress)} if check_out(out, items, config, resume, make) else {}   # what cannot work fails here, before a folder is made
     with open_run(out, items, config, resume, make) as run, tqdm(unit='img', unit_scale=True, disable=not progress, mininterval=1, smoothing=.05) as bar, deterministic(config.deterministic):
-        todo = [k for k in range(run.n_splits) if not run.done(k) and (only is None or k in only)]
+        oof = run.partial_oof()
+        lost = set(oof.fold[oof[run.prob_cols].isna().any(axis=1)])
+        todo = [k for k in range(run.n_splits) if (k in lost or not run.done(k)) and (only is None or k in only)]
         if jobs > 1 and len(todo) > 1:
             bar.set_description(f'{len(todo)} folds, {min(jobs, len(todo))} at a time')
             learn = ready.pop(todo[0], None) or fresh_learner(items, todo[0], config, make, trained, progress)

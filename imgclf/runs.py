@@ -40,8 +40,11 @@ def load_items(path, multi:bool=False, texts=())->pd.DataFrame:
     "Read items that `save_items` wrote."
     if not Path(path).is_file(): raise InputError(f'{path}: no such file; is this a run folder?')
     text = dict.fromkeys(['id', 'path', 'label', *texts], str)   # `texts`: other columns that hold labels
-    others = [c for c in pd.read_csv(path, nrows=0) if c not in text]
-    items = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={c: [''] for c in others})   # an empty cell is missing, the word NA is not
+    try:
+        others = [c for c in pd.read_csv(path, nrows=0) if c not in text]
+        items = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={c: [''] for c in others})   # an empty cell is missing, the word NA is not
+    except (ValueError, UnicodeDecodeError) as e: raise InputError(f'{path} is no table any more ({e}); restore it') from None
+    if lack := [o for o in ('id', 'path', 'label') if o not in items]: raise InputError(f'{path} has no column {some(lack)}; restore it')
     if multi: items['label'] = [tuple(json.loads(o)) for o in items.label]
     return items
 
@@ -83,8 +86,11 @@ class Run:
         self.info = read_json(self.path/'run.json')
         if self.info.get('format') != FORMAT:
             raise InputError(f"{path}: written by imgclf {self.info.get('imgclf')} in format {self.info.get('format')}; this version reads format {FORMAT}. Install that version to open it")
+        if lack := [o for o in ('multi', 'vocab', 'n_splits', 'items', 'make') if o not in self.info]: raise InputError(f'{self.path/"run.json"} does not tell {some(lack)}; restore it')
         self.config = Config.load(self.path/'config.yaml')
         self.items = load_items(self.path/'items.csv', self.info['multi'], [self.config.clean_col] if self.config.clean_col else [])
+        if 'fold' not in self.items or fingerprint(self.items) != self.info['items']:
+            raise InputError(f'{self.path/"items.csv"} was changed since the run began (its ids, labels or folds); restore it. Other labels belong into a new run: imgclf fit --corrections')
         self.vocab, self.n_splits = self.info['vocab'], self.info['n_splits']
 
     def __repr__(self): return f'Run({self.path.name}: {len(self.items)} images, {len(self.vocab)} classes, {sum(map(self.done, range(self.n_splits)))} of {self.n_splits} folds done)'
@@ -107,7 +113,12 @@ class Run:
     def partial_oof(self)->pd.DataFrame:
         "Out-of-fold predictions as far as they are: `id, fold, p_<class>…` in the order of items, float32, NaN where not filled."
         file = self.path/'oof.parquet'
-        if file.is_file(): return pd.read_parquet(file)
+        if file.is_file():
+            try: oof = pd.read_parquet(file)
+            except (OSError, ValueError) as e: raise InputError(f'{file} is damaged ({str(e)[:80]}…); remove it and resume: the models predict again') from None
+            lack = [o for o in ('id', 'fold', *self.prob_cols) if o not in oof]
+            if lack or oof.id.tolist() != self.items.id.tolist(): raise InputError(f'{file} is not of this run ({f"it has no column {some(lack)}" if lack else "its images are others"}); remove it and resume: the models predict again')
+            return oof
         return self.items[['id', 'fold']].assign(**{c: np.float32('nan') for c in self.prob_cols}).astype({c: 'float32' for c in self.prob_cols})
 
     @property
@@ -122,7 +133,9 @@ class Run:
     def metrics(self)->pd.DataFrame:
         "A row per fold and epoch."
         file = self.path/'metrics.csv'
-        return pd.read_csv(file) if file.is_file() else pd.DataFrame(columns=['fold', 'epoch', 'phase'])
+        if not file.is_file(): return pd.DataFrame(columns=['fold', 'epoch', 'phase'])
+        try: return pd.read_csv(file)
+        except (ValueError, UnicodeDecodeError) as e: raise InputError(f'{file} is damaged ({e}); restore it, or remove it: the scores do not need it') from None
 
     @property
     def scored(self)->pd.DataFrame:
