@@ -15,14 +15,16 @@ from imgclf.callback.plc import ProgressiveLabelCorrection, SoftLabels
 from imgclf.callback.resize import ProgressiveSize, Stage, fit_progressive, set_size
 from imgclf.callback.seed import SeedEpochs
 from imgclf.callback.targets import TargetTable
+from imgclf.calibration import calibrate_run, calibration_error, fit_temperature
 from imgclf.callback.track import Track
 from imgclf.compare import compare_runs
 from imgclf.compose import config_learner
 from imgclf.crossval import cross_validate
 from imgclf.data.augment import presize_tfms
 from imgclf.data.block import channel_stats, fold_block, fold_dls, items_dl, set_stats
+from imgclf.data.cache import clear_caches, fill_cache, list_caches
 from imgclf.data.clean import by_class, find_issues, prune
-from imgclf.data.decode import SafeImage, load_image
+from imgclf.data.decode import PresizeBlock, PresizeImage, SafeImage, load_image, load_pixels
 from imgclf.data.fold import make_folds, split_fold
 from imgclf.data.loader import seeded
 from imgclf.data.sample import class_weights, epoch_coverage, one_vs_rest, oversample, sample_weights, undersample
@@ -34,14 +36,16 @@ from imgclf.export import export_onnx
 from imgclf.interpret import Attribution, Explainer, attribute, show_attributions
 from imgclf.learner import find_lr, make_learner
 from imgclf.losses import FocalLoss, SoftTargetBCE, SoftTargetCE
-from imgclf.mistakes import class_scores, mistakes, plot_classes, show_confused, show_mistakes
+from imgclf.mistakes import mistakes, show_confused, show_mistakes
 from imgclf.models.maps import attention_maps, show_maps
 from imgclf.models.zoo import create_model, list_zoo, plot_zoo, save_table, zoo_sources, zoo_table
 from imgclf.one_vs_rest import one_vs_rest_study
 from imgclf.overview import list_runs, rerun
 from imgclf.report import write_report
+from imgclf.results import class_scores, plot_classes
 from imgclf.review import correct_items, doubtful, write_review
 from imgclf.search import SearchConfig, run_search
 from imgclf.submit import write_submission
 from imgclf.tta import merge_preds, tta, tta_gain
+from imgclf.versus import write_comparison
 from imgclf.weights import bundle_weights, list_weights

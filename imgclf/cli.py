@@ -241,16 +241,21 @@ def compare(
     runs: Annotated[list[str], typer.Argument(metavar='RUN RUN…', help='run folders; the others are compared with the first')],
     metric: Annotated[Optional[str], typer.Option(help='accuracy, error_rate, macro_f1, log_loss, roc_auc or kappa; the first run\'s own unless given', show_default=False)] = None,
     picture: Annotated[Optional[str], typer.Option(metavar='FILE.png', help='draw the gains with their intervals', show_default=False)] = None,
+    report: Annotated[Optional[str], typer.Option(metavar='FILE.html', help='write a page: folds, curves, classes, calibration, the images on which they disagree', show_default=False)] = None,
 ):
     "Whether one run is better than another, with the interval of the difference."
     if len(runs) < 2: raise InputError(f'{runs[0]} alone cannot be compared; name two runs or more')
     from imgclf.compare import compare_runs
+    if report:
+        from imgclf.versus import write_comparison
+        write_comparison(*runs, out=report, metric=metric)
     found = compare_runs(*runs, metric=metric)
     typer.echo(f'{found}\n\n{found.table.round(4).to_string(na_rep="")}\n\nrecall of each class\n{found.per_class.round(3).to_string()}')
     if picture:
         from imgclf.core import atomic_path
         with atomic_path(picture) as tmp: found.plot().savefig(tmp, format='png', bbox_inches='tight')
         typer.echo(f'picture: {picture}')
+    if report: typer.echo(f'to look at: {report}')
 
 # %% ../nbs/50_cli.ipynb #c8dd9763
 @command()
@@ -301,11 +306,20 @@ def clean(
 
 # %% ../nbs/50_cli.ipynb #ef09552d
 @command()
-def report(run: RunDir):
-    "Write a run's report anew: scores, curves, confusion, most doubtful images."
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar='RUN…', help='run folder; with several, the page compares the others with the first')],
+    out: Annotated[Optional[str], typer.Option(metavar='FILE.html', help='where the page of several runs shall be', show_default=False)] = None,
+):
+    "Write a run's report anew, on one page: folds, curves, classes, confusion, calibration, mistakes, labels, time, settings. Of several runs: their comparison."
+    if len(runs) > 1:
+        if not out: raise InputError(f'no --out: {len(runs)} runs share a page; name it, as in: --out comparison.html')
+        from imgclf.versus import write_comparison
+        typer.echo(f'to look at  {write_comparison(*runs, out=out)}')
+        return
+    if out: raise InputError(f"--out is for a comparison; a run's own page is {Path(runs[0])/'report.html'}")
     from imgclf.experiment import load_run
     from imgclf.report import write_report
-    r = load_run(run)
+    r = load_run(runs[0])
     write_report(r)
     _finish(r)
 
