@@ -51,7 +51,7 @@ thead th { color: var(--dim); font-weight: 600; white-space: normal; } tbody th,
 .tiles img, .none { width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--soft); border-radius: 6px; } .tiny { image-rendering: pixelated; }
 .none { display: grid; place-items: center; text-align: center; padding: .5rem; font-size: .75rem; color: var(--dim); } figcaption b { color: var(--fg); }
 pre { background: var(--soft); padding: 1rem; border-radius: 6px; overflow-x: auto; font-size: .82rem; line-height: 1.45; } summary { cursor: pointer; color: var(--main); margin: .6rem 0; }
-@media (max-width: 40rem) { body { margin-top: 1rem; } .lead { font-size: 1.05rem; } td, th { padding: .25rem .5rem; } .tiles { grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)); gap: .7rem; } }
+@media (max-width: 40rem) { body { margin-top: 1rem; } .lead { font-size: 1.05rem; } td, th { padding: .25rem .4rem; } .ci { display: block; font-size: .8rem; } .bar { min-width: 4.5rem; } .tiles { grid-template-columns: repeat(auto-fill, minmax(6.4rem, 1fr)); gap: .6rem; } }
 @media print { nav, summary { display: none; } h2 { break-after: avoid; } figure, tr { break-inside: avoid; } }
 </style></head><body>
 {% block body %}{% endblock %}
@@ -238,7 +238,7 @@ def calibration_part(
     t = found.table.rename(dict(ece='calibration error', log_loss='log loss', brier='Brier score'))
     rows = pd.DataFrame({'as it is': [cell(r.before, r.before_low, r.before_high, (0, r.before_high*1.1)) for r in t.itertuples()],
                          f'at temperature {found.temperature:.2f}': [cell(r.after, r.after_low, r.after_high, (0, r.before_high*1.1)) for r in t.itertuples()],
-                         'gain': [f'{r.gain:+.3f} ({r.low:+.3f} to {r.high:+.3f})' for r in t.itertuples()]}, index=t.index)
+                         'gain': [dict(text=f'{r.gain:+.3f}', ci=f'{r.low:+.3f} to {r.high:+.3f}', at=None) for r in t.itertuples()]}, index=t.index)
     return dict(text=found.text, plots=plots, table=rows)
 
 def machine(

@@ -132,7 +132,7 @@ def write_comparison(
     minutes = [time_table(r) for r in runs]
     table = pd.DataFrame({scale[2]: [cell(s.score['pooled'], s.low['pooled'], s.high['pooled'], scale[0], scale[1]) for s in tables],
                           'gain' + ' in points'*percent: ['' if i == 0 else cell(r.gain, r.low, r.high, (-wide, wide), gain, zero=True) for i, r in enumerate(t.itertuples())]} |
-                         ({'p': ['' if pd.isna(v) else f'{v:.3g}' for v in t.p]} if 'p' in t else {}) | {'verdict': t.verdict.to_numpy(), 'minutes': [m.minutes['all'] if len(m) else '–' for m in minutes]}, index=pd.Index(names, name='run'))
+                         ({'p': ['' if pd.isna(v) else f'{v:.3f}' if v >= .001 else '< 0.001' for v in t.p]} if 'p' in t else {}) | {'verdict': t.verdict.to_numpy(), 'minutes': [m.minutes['all'] if len(m) else '–' for m in minutes]}, index=pd.Index(names, name='run'))
     folds = pd.DataFrame({k: score_cells(s, scale) for k, s in zip(names, tables)}, index=tables[0].index)
     c = found.per_class
     far = max(np.nanmax(abs(c.filter(regex=' (low|high)$').to_numpy(float)), initial=0), 1e-9)
