@@ -69,12 +69,12 @@ class Experiment:
         elif isinstance(config, dict): config = Config(**config)
         self.config = (config or Config()).set(settings) if settings else config or Config()
 
-    def prepare(self, items:pd.DataFrame=None, say=lambda s: None):
+    def prepare(self, items:pd.DataFrame=None, say=lambda s: None, progress=True):
         "Items with folds, checked, and the scan they were checked by. Raises `InputError` that lists all problems at once."
         c = self.config
         items = items_from_config(c) if items is None else items
         if c.corrections and 'given' not in items: items = correct_items(items, c.corrections)    # with `given` they are corrected already
-        scan = scan_images(items, n_workers=c.num_workers)
+        scan = scan_images(items, n_workers=c.num_workers, progress=progress)
         say(scan_summary(items, scan))
         items = check_items(items, scan, n_splits=c.folds, on_bad=c.on_bad)
         if 'fold' not in items: items = make_folds(items, c.folds, group_col=c.group_col, duplicates=c.duplicates, seed=c.seed, scan=scan)
@@ -92,7 +92,7 @@ class Experiment:
         library_of(self.config.arch)       # a typo stops here, not after a scan of everything
         check_trackers(self.config.track or ())
         scan = None
-        if check_out(out, None, self.config, resume): items, scan = self.prepare(items, say)
+        if check_out(out, None, self.config, resume): items, scan = self.prepare(items, say, progress)
         else: items = Run(out).items       # checked when the run began
         res = cross_validate(items, self.config, out=out, resume=resume, progress=progress, jobs=jobs)
         if scan is not None:

@@ -170,7 +170,8 @@ def _reading(dls):
     steps = [*(tls[0].tfms.fs if (tls := getattr(dl.dataset, 'tls', None)) else ()), *dl.after_item.fs]
     opens = next((o.decoder if isinstance(o, PresizeImage) else o.name.removesuffix('.create') for o in steps if isinstance(o, PresizeImage) or o.name.endswith('.create')), None)
     sized = next(((getattr(o, 'hw', None) or o.size, o.method) for o in steps if isinstance(o, (PresizeImage, FitImage, Resize))), (None, None))
-    return dict(decoder=opens, presize=sized[0] and list(sized[0]), method=sized[1])
+    lossy = any(isinstance(o, PresizeImage) and o.cache is not None and o.cache.kind == 'jpeg' for o in steps)
+    return dict(decoder=opens, presize=sized[0] and list(sized[0]), method=sized[1], **(dict(jpeg_cache=True) if lossy else {}))
 
 def versions()->dict:
     "Those of the libraries that a model's answers depend on."

@@ -132,7 +132,7 @@ class PresizeCache:
     ):         # `f(at, places) -> uint8 (B, 3, *hw)`: images by their number in `paths`, and where their crops lie (see `window`)
         "What reads a batch at once; None where any of the files is not held, or has changed."
         paths = [os.path.abspath(p) for p in paths]
-        if self.missing({p: _stamp(p) for p in paths}): return None
+        if self.missing({p: _stamp(p) for p in set(paths)}): return None
         rows, pixels = [self.rows[p] for p in paths], self._pixels()     # whatever becomes of the cache, these stay
         def read(at, places):
             out = np.empty((len(at), 3, *self.hw), np.uint8)

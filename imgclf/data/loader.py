@@ -117,7 +117,9 @@ class SeededDL(TfmdDL):
         "A loader like this one, with other arguments where given. Weights stay with their dataset, and go where the order is no longer random."
         keys = dict(seed=self.seed, epoch=self.epoch, copy=self.copy) if cls is None or issubclass(cls, SeededDL) else {}
         if keys and self.weights is not None and (dataset is None or dataset is self.dataset) and kwargs.get('shuffle', True): keys |= dict(weights=self.weights, n=self.n)
-        return super().new(dataset, cls, **{**keys, **kwargs})
+        res = super().new(dataset, cls, **{**keys, **kwargs})
+        if '_found' in self.__dict__ and res.dataset is self.dataset: res._found = self._found      # the same files need no second look
+        return res
 
     def get_idxs(self):
         if self.weights is None: return super().get_idxs()

@@ -74,6 +74,7 @@ def _scan_parallel(paths, n_workers, chunk=32, ahead=2):
 def scan_images(
     items:pd.DataFrame,       # `id`, `path`
     n_workers:int|None=None,  # Processes; one a core unless given; 0: none
+    progress:bool=True,       # A bar, where it takes more than a second
 )->pd.DataFrame:              # By `id`: ok, error, format, mode, width, height (as seen), sha1 (of the file), phash (64 bits in hex)
     "Open every image once and note what it is; an unreadable one has `ok` False and the reason in `error`."
     paths = items['path'].tolist()
@@ -81,7 +82,7 @@ def scan_images(
     if len(paths) < 64 or multiprocessing.current_process().daemon: n_workers = 0   # not worth a process, or not allowed one
     done = _scan_parallel(paths, n_workers) if n_workers else enumerate(map(_scan_file, paths))
     rows = [None] * len(paths)
-    for i, row in tqdm(done, total=len(paths), desc='scan', unit=' images', delay=1): rows[i] = row
+    for i, row in tqdm(done, total=len(paths), desc='scan', unit=' images', delay=1, disable=not progress): rows[i] = row
     scan = pd.DataFrame(rows, columns=list(_COLS), index=pd.Index(items['id'], name='id'))
     return scan.astype(dict(ok=bool, width='Int64', height='Int64'))
 
