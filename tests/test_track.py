@@ -27,10 +27,13 @@ def one_thread():
     yield
     torch.set_num_threads(n)
 
+def quiet(m, home):
+    "Weights & Biases without a network, a login, or anybody's caches."
+    for k in [k for k in os.environ if k.startswith('WANDB_')]: m.delenv(k)
+    for k, v in dict(WANDB_MODE='offline', WANDB_ERROR_REPORTING='false', WANDB_CONFIG_DIR=home/'config', WANDB_CACHE_DIR=home/'cache', WANDB_DATA_DIR=home/'data').items(): m.setenv(k, str(v))
+
 @pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    for k in [k for k in os.environ if k.startswith('WANDB_')]: monkeypatch.delenv(k)
-    monkeypatch.setenv('WANDB_MODE', 'offline'); monkeypatch.setenv('WANDB_ERROR_REPORTING', 'false')
+def offline(monkeypatch, tmp_path_factory): quiet(monkeypatch, tmp_path_factory.mktemp('home'))
 
 @pytest.fixture(scope='module')
 def items(tmp_path_factory):
@@ -82,7 +85,7 @@ def parts_of(out, fold):
 @pytest.fixture(scope='module')
 def tracked(items, tmp_path_factory):
     with pytest.MonkeyPatch.context() as m:
-        m.setenv('WANDB_MODE', 'offline'); m.setenv('WANDB_ERROR_REPORTING', 'false')
+        quiet(m, tmp_path_factory.mktemp('home'))
         return run(items, tmp_path_factory.mktemp('tracked')/'base', 'tensorboard,wandb')
 
 def test_tracking_changes_no_result(tracked, untracked):
