@@ -48,10 +48,10 @@ def paddy(root, per=8):
     pd.DataFrame(dict(image_id=ids, label=train.kind.to_numpy(), variety='ADT45', age=rng.integers(45, 80, len(ids)))).to_csv(out/'train.csv', index=False)
     pd.DataFrame(dict(image_id=[f'{200001 + i}.jpg' for i in rng.permutation(len(test))], label='')).to_csv(out/'sample_submission.csv', index=False)
 
-def plant_pathology(root, n=72):
+def plant_pathology(root, n=96):
     "plant-pathology-2020-fgvc7: one folder of Train_*.jpg and Test_*.jpg, one-hot columns, ids without .jpg; one class is rare."
     out, rng = root/'plant-pathology-2020-fgvc7', np.random.default_rng(1)
-    cols, share = ['healthy', 'multiple_diseases', 'rust', 'scab'], [.28, .1, .31, .31]
+    cols, share = ['healthy', 'multiple_diseases', 'rust', 'scab'], [.28, .12, .3, .3]
     rows = mnist5k().query("label in ('0', '1', '7', '8')").sample(frac=1, random_state=1)
     rows['kind'] = rows.label.map(dict(zip('0178', cols)))
     take = {k: round(n*s) for k, s in zip(cols, share)}
