@@ -62,7 +62,7 @@ def _grid(run, blocks, cols, method, settings, notes=None):
     explain = Explainer(run) if method and blocks else None
     each = 1 if method is None else 2 if run.info['multi'] else 3
     rows = max(1, math.ceil(len(blocks)/cols))
-    fig = Figure(figsize=(1.25*each*cols + .1, 1.7*rows), layout='constrained')
+    fig = Figure(figsize=(1.25*each*cols + .1, 1.85*rows), layout='constrained')
     axes = fig.subplots(rows, each*cols, squeeze=False).ravel()
     for ax in axes: ax.axis('off')
     for i, row in enumerate(blocks):
@@ -71,7 +71,7 @@ def _grid(run, blocks, cols, method, settings, notes=None):
         ax, *others = axes[i*each:(i + 1)*each]
         if isinstance(image, str): ax.text(.5, .5, short(image, 40), transform=ax.transAxes, ha='center', va='center', fontsize=6, color='gray', wrap=True)
         else: ax.imshow(image if method is None else image.permute(1, 2, 0).expand(-1, -1, 3).numpy())
-        ax.set_title(f'{short(row.id, 20)}\n{short(row.given, 12)} → {short(row.predicted, 12)} {row.confidence:.0%}', fontsize=7).set_parse_math(False)
+        ax.set_title(f'{short(row.id, 20)}\n{short(row.given, 16)} →\n{short(row.predicted, 14)} {row.confidence:.0%}', fontsize=7).set_parse_math(False)
         for ax, (title, a) in zip(others, found): a.draw(ax); ax.set_title(title, fontsize=7).set_parse_math(False)
     if not blocks: axes[0].text(.5, .5, 'no image is wrong', ha='center', color='gray')
     return fig
