@@ -3,6 +3,7 @@
     python tests/standins.py                          # all notebooks in nbs/experiments
     python tests/standins.py paddy --keep /tmp/paddy  # one of them; keeps folders, the notebook as it was run, and its log
     python tests/standins.py --make /tmp/standins     # the stand-ins alone, to try things out
+    python tests/standins.py --install                # the install cell without internet: from a folder of wheels, torch and pandas left alone
 
 What is shown: the calls fit together, the folders are read as they are on Kaggle, and a submission has the right rows. The scores mean nothing.
 Pictures are handwriting and solar cells; weights come from a package. Nothing is downloaded, and nothing is written into the repository."""
@@ -121,7 +122,7 @@ def rehearse(name, keep=None):
         MAKE[name](here/'input')
         (here/'began').touch()
         env = os.environ | (dict(IMGCLF_INPUT=str(here/'input')) if name != 'paddy' else {})      # paddy finds its data by setup_comp, as ../input/<competition>
-        env |= dict(IMGCLF_QUICK='1', KAGGLE_KERNEL_RUN_TYPE='Batch', OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1',
+        env |= dict(IMGCLF_QUICK='1', XDG_CACHE_HOME=str(here/'cache'), KAGGLE_KERNEL_RUN_TYPE='Batch', OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1',
                                 WANDB_MODE='offline', MPLBACKEND='module://matplotlib_inline.backend_inline')
         began, log = time.time(), here/'log.txt'
         with log.open('w') as f: code = subprocess.run([sys.executable, __file__, '--execute', EXPERIMENTS/f'{name}.ipynb', here/f'{name}.ipynb'], cwd=here/'working', env=env, stdout=f, stderr=subprocess.STDOUT).returncode
@@ -131,14 +132,40 @@ def rehearse(name, keep=None):
     finally:
         if not keep: shutil.rmtree(here, ignore_errors=True)
 
+def try_install():
+    "Run the install cell where everything but imgclf is installed and no package index is asked; the library must be there afterwards, and nothing else changed."
+    import sysconfig, venv
+    install = ''.join(next(c for c in json.loads((EXPERIMENTS/'paddy.ipynb').read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code')['source'])
+    with tempfile.TemporaryDirectory(prefix='standin-install-') as tmp:
+        here = Path(tmp)
+        tracked = subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split('\0')[:-1]
+        for o in tracked:
+            if o.startswith('imgclf/') or '/' not in o: (here/'source'/o).parent.mkdir(parents=True, exist_ok=True); shutil.copy(ROOT/o, here/'source'/o)
+        subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', here/'input'/'imgclf-wheels', here/'source'], check=True)
+        venv.create(here/'venv', with_pip=False)
+        site = Path(subprocess.run([here/'venv'/'bin'/'python', '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))'], capture_output=True, text=True, check=True).stdout.strip())
+        for o in Path(sysconfig.get_path('purelib')).iterdir():
+            if 'imgclf' not in o.name: (site/o.name).symlink_to(o)
+        before = {o.name for o in site.iterdir()}
+        env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | dict(IMGCLF_INPUT=str(here/'input'), PIP_DISABLE_PIP_VERSION_CHECK='1', http_proxy='http://127.0.0.1:9', https_proxy='http://127.0.0.1:9')
+        (here/'working').mkdir()
+        run = lambda code: subprocess.run([here/'venv'/'bin'/'python', '-c', code], cwd=here/'working', env=env, check=True, capture_output=True, text=True).stdout.strip()
+        run(install)
+        where, new = run('import imgclf; print(imgclf.__file__)'), {o.name for o in site.iterdir()} - before
+        assert Path(where).resolve().is_relative_to(site.resolve()) and all(o.startswith('imgclf') for o in new), f'installed: {new}, imported from {where}'
+        assert all((site/o).is_symlink() for o in before), 'a package that was there was replaced'
+        print('the install cell, without an index:', ', '.join(sorted(new)))
+
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('names', nargs='*', help=f'of {", ".join(MAKE)}; all that are there')
     parser.add_argument('--keep', type=Path, help='a new folder for inputs, outputs and log, a part for each notebook')
     parser.add_argument('--make', type=Path, help='make all stand-ins in this folder and leave')
+    parser.add_argument('--install', action='store_true', help='try the install cell without internet and leave')
     parser.add_argument('--execute', nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.execute: execute(*args.execute)
+    elif args.install: try_install()
     elif args.make:
         for make in (paddy, plant_pathology, cifar, sustainability): make(args.make)
     else:
