@@ -21,7 +21,7 @@ from imgclf.compare import compare_runs
 from imgclf.compose import config_learner
 from imgclf.crossval import cross_validate
 from imgclf.data.augment import presize_tfms
-from imgclf.data.block import channel_stats, fold_block, fold_dls, items_dl, set_stats
+from imgclf.data.block import channel_stats, dls_stats, fold_block, fold_dls, items_dl, set_stats
 from imgclf.data.cache import clear_caches, fill_cache, list_caches
 from imgclf.data.clean import by_class, find_issues, prune
 from imgclf.data.decode import PresizeBlock, PresizeImage, SafeImage, load_image, load_pixels

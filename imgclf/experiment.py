@@ -268,7 +268,7 @@ def tta_gain(self:Run,
     for k in range(self.n_splits):
         rows = items[items.fold == k].reset_index(drop=True)
         plain, copies = self._views(rows[['id', 'path']], [load_model(self.model_file(k))], n, aug, None, None, progress)
-        found.append(TTAPreds(rows.id.to_numpy(), plain, torch.from_numpy(self.targets(rows)), plain, copies))
+        found.append(TTAPreds(rows.id.to_numpy(), plain, torch.from_numpy(self.targets(rows).copy()), plain, copies))
     table = tta_gain(found, metric or self.config.metric, policies, vocab=self.vocab)
     with atomic_path(self.path/'tta.csv') as tmp: table.to_csv(tmp)
     return table

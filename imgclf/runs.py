@@ -167,7 +167,9 @@ def rate(self:Run,
     value = score(metric, probs, targs, self.vocab, multi)
     if not interval: low, high = np.nan, np.nan
     elif metric == 'accuracy' and not multi: low, high = accuracy_interval(round(value*len(targs)), len(targs))
-    else: low, high = bootstrap_interval(metric, probs, targs, vocab=self.vocab, multi=multi)
+    else:
+        try: low, high = bootstrap_interval(metric, probs, targs, vocab=self.vocab, multi=multi)
+        except InputError: low, high = np.nan, np.nan      # too few images of a rare class: a score without an interval, not a finished run without a report
     return dict(images=len(targs), score=value, low=low, high=high)
 
 @patch
