@@ -87,7 +87,7 @@ def compare_runs(
 
 def _between_seeds(runs, scores):
     "Pooled standard deviation over groups of runs that differ in their seed alone, and the number of such runs."
-    alike = pd.Series([run.config.model_dump_json(exclude={'seed', 'num_workers', 'cache', 'tta'}) for run in runs], index=scores.index)
+    alike = pd.Series([run.config.model_dump_json(exclude={'seed', 'num_workers', 'cache', 'tta', 'track'}) for run in runs], index=scores.index)
     groups = [g for _, g in scores.groupby(alike) if len(g) > 1]
     if not groups: return None, 0
     n = sum(map(len, groups))
