@@ -245,7 +245,7 @@ def fill_cache(
     "Decode the files that the cache does not hold yet. Raises `InputError` naming a file that cannot be read."
     if cache not in CACHES: raise InputError(f'cache={cache!r}: one of {", ".join(CACHES)}, or None{nearest(cache, CACHES)}')
     stamps = {p: _stamp(p) for p in dict.fromkeys(map(os.path.abspath, paths))}
-    root = os.path.commonpath([os.path.dirname(p) for p in stamps])
+    root = os.path.commonpath({os.path.dirname(p) for p in stamps})
     found, reasons, say = list(_candidates(cache, root, hw, method, decoder)), [], (lambda s: print(s, file=sys.stderr)) if progress else (lambda s: None)
     for o in found:
         if not o.missing(stamps): return _used(o)
@@ -284,7 +284,7 @@ def _used(cache):
         except OSError: pass      # somebody else's: it may be read
     return cache
 
-# %% ../../nbs/data/00a_cache.ipynb #5aae4e73
+# %% ../../nbs/data/00a_cache.ipynb #182a2cc2
 def list_caches()->pd.DataFrame: # By name: images, stale, MB, size, method, decoder, kind, used, root
     "The caches on this machine, the one used last first. `stale`: images whose file is gone or another by now."
     found = {}

@@ -160,7 +160,7 @@ class SeededDL(TfmdDL):
         self.after_iter()
         if hasattr(self, 'it'): del self.it
 
-# %% ../../nbs/data/04_loader.ipynb #1e750c33
+# %% ../../nbs/data/04_loader.ipynb #ab223fad
 def seeded(
     dls:DataLoaders, # Plain fastai DataLoaders
     seed:int=42,     # The run's seed
