@@ -121,6 +121,8 @@ class SeededDL(TfmdDL):
         if '_found' in self.__dict__ and res.dataset is self.dataset: res._found = self._found      # the same files need no second look
         return res
 
+    def __getstate__(self): return {k: v for k, v in self.__dict__.items() if k != '_found'}      # what reads the cache is found anew in another process
+
     def get_idxs(self):
         if self.weights is None: return super().get_idxs()
         return np.random.default_rng([self.seed & 0xFFFFFFFFFFFFFFFF, self.epoch, self.copy]).choice(len(self.weights), self.n, p=self.weights).tolist()
