@@ -6,9 +6,9 @@ Docs: https://imgclf.github.io/imgclf/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'Source', 'Labels', 'IdCol', 'FnCol', 'LabelCol', 'LabelCols', 'Suffix', 'LabelDelim', 'Multi', 'Recipe',
-           'ConfigFile', 'Settings', 'RunDir', 'Tta', 'Merge', 'With', 'AugOf', 'one_message', 'command', 'make_config',
-           'scan', 'fit', 'predict', 'submit', 'tta', 'compare', 'blend', 'runs', 'rerun', 'clean', 'report', 'demo',
-           'config', 'main']
+           'ConfigFile', 'Settings', 'RunDir', 'Tta', 'Merge', 'With', 'AugOf', 'Calibrate', 'one_message', 'command',
+           'make_config', 'scan', 'fit', 'predict', 'submit', 'tta', 'compare', 'blend', 'runs', 'rerun', 'clean',
+           'report', 'demo', 'config', 'main']
 
 # %% ../nbs/50_cli.ipynb #80aca5c1
 import errno, os, re, shlex, warnings
@@ -87,6 +87,7 @@ Tta = Annotated[int, typer.Option('--tta', metavar='N', min=0, help='augmented c
 Merge = Annotated[str, typer.Option('--merge', help='how the copies are put together: mean, max or gmean')]
 With = Annotated[Optional[list[str]], typer.Option('--with', metavar='RUN', help='another run of the same images, blended in with the weight its out-of-fold predictions earned; may be repeated', show_default=False)]
 AugOf = Annotated[str, typer.Option('--aug', help='copies as in training (train), or half (light) or twice (heavy) as far from the image')]
+Calibrate = Annotated[bool, typer.Option('--calibrate', help='probabilities as sure as the out-of-fold predictions ask for; the predicted class stays')]
 
 _YAML = {'oversample', 'undersample', 'class_weights', 'accumulate', 'stages', 'arch_args', 'plc_warmup'}   # options whose values are more than a word or a number
 
@@ -139,6 +140,8 @@ def _finish(run, reference=None):
     "Say what came out, where it is, and what to do next."
     from imgclf.report import summary
     typer.echo(f'\n{summary(run, reference)}\n\nrun folder  {run.path}\nto look at  {run.path/"report.html"}\nto go on    imgclf predict {shlex.quote(str(run.path))} IMAGES --out preds.csv')
+    if (run.path/'tensorboard').is_dir(): typer.echo(f'curves      tensorboard --logdir {shlex.quote(str(run.path/"tensorboard"))}')
+    if any(run.path.glob('wandb/offline-run-*')): typer.echo(f'to send     wandb sync {shlex.quote(str(run.path/"wandb"))}/offline-run-*')
 
 @command(_RESUME)
 def fit(
@@ -185,13 +188,13 @@ def predict(
     run: RunDir,
     images: Annotated[str, typer.Argument(metavar='IMAGES', help='folder of images, at any depth, or one image')],
     out: Annotated[str, typer.Option(metavar='FILE.csv', help='predictions to write: id, label, confidence, p_<class>…')],
-    tta: Tta = 0, merge: Merge = 'mean', aug: AugOf = 'train', others: With = None,
+    tta: Tta = 0, merge: Merge = 'mean', aug: AugOf = 'train', calibrate: Calibrate = False, others: With = None,
 ):
     "Predict new images by the mean of the folds' models."
     from imgclf.submit import check_output
     out = check_output(out, images)
     from imgclf.runs import save_items
-    preds = _runs(run, others).predict(images, tta=tta, merge=merge, aug=aug, keep=_kept_as(images, run, others))
+    preds = _runs(run, others).predict(images, tta=tta, merge=merge, aug=aug, calibrate=calibrate, keep=_kept_as(images, run, others))
     out.parent.mkdir(parents=True, exist_ok=True)
     save_items(preds, out)
     typer.echo(f'{len(preds):,} images: {", ".join(f"{k} {v:,}" for k, v in preds.label.value_counts().head(8).items())}\npredictions: {out}')
@@ -206,7 +209,7 @@ def submit(
     positive: Annotated[Optional[str], typer.Option(metavar='CLASS', help='where the sample has one column of probabilities: the class they are of', show_default=False)] = None,
     competition: Annotated[Optional[str], typer.Option(metavar='NAME', help='send the submission to this Kaggle competition', show_default=False)] = None,
     message: Annotated[str, typer.Option(metavar='TEXT', help='note to go with it')] = 'imgclf',
-    tta: Tta = 0, merge: Merge = 'mean', aug: AugOf = 'train', others: With = None,
+    tta: Tta = 0, merge: Merge = 'mean', aug: AugOf = 'train', calibrate: Calibrate = False, others: With = None,
 ):
     "Predict test images and fill a sample submission by id; send it with --competition."
     from imgclf.submit import check_output, fill_submission, send_submission, write_submission
@@ -216,7 +219,7 @@ def submit(
     items, rule = images_to_items(images, r.config.suffix), dict(suffix=r.config.suffix, positive=positive, label_delim=r.config.label_delim or ' ')
     label = tuple(r.vocab[:1]) if r.info['multi'] else r.vocab[0]
     fill_submission(items[['id']].assign(label=[label]*len(items), **{f'p_{o}': 1/len(r.vocab) for o in r.vocab}), sample, **rule)   # does it fit at all?
-    done = write_submission(_runs(run, others).predict(images, tta=tta, merge=merge, aug=aug, keep=_kept_as(images, run, others)), sample, out, **rule)
+    done = write_submission(_runs(run, others).predict(images, tta=tta, merge=merge, aug=aug, calibrate=calibrate, keep=_kept_as(images, run, others)), sample, out, **rule)
     typer.echo(f'submission: {out} ({len(done):,} rows)')
     if competition: typer.echo(f'{competition}: {send_submission(out, competition, message)}')
 

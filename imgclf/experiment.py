@@ -23,6 +23,7 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 import imgclf.demo
+from .calibration import match_temperature, run_temperature, temper
 from .callback.track import check_trackers
 from .config import Config
 from .core import InputError, atomic_path, is_whole, nearest, raise_all, read_json, some
@@ -203,6 +204,7 @@ def predict(self:Run,
     merge:str='mean',    # How views are put together: 'mean', 'max' (renormalised) or 'gmean'
     beta:float=.25,      # Weight of the plain image in a mean, 0 to 1
     aug:str='train',     # Copies as in training, 'light' or 'heavy': half and twice as wide
+    calibrate:bool=False,# Make the mean as sure as the models are one by one at the temperature that their out-of-fold predictions ask for (`imgclf.calibration`); which class is predicted stays
     keep:str=None,       # Name under which the run folder keeps them, beside the out-of-fold predictions: `predictions/<keep>.parquet`
 )->pd.DataFrame:         # `id, label, confidence, p_<class>…`, in the order given
     """The mean of the folds' models for new images. With `keep`, what was kept under that name for the same images and settings is read, not made again.
@@ -212,12 +214,14 @@ def predict(self:Run,
     if keep is not None and not re.fullmatch(r'[\w][\w.-]*', str(keep)): raise InputError(f'keep={keep!r}: give a name of letters, digits, _ and -')
     items = images_to_items(images, self.config.suffix)
     if keep is not None:
-        file, of = self.path/'predictions'/f'{keep}.parquet', _asked(self, items, dict(tta=tta, merge=merge, beta=beta, aug=aug))
+        file, of = self.path/'predictions'/f'{keep}.parquet', _asked(self, items, dict(tta=tta, merge=merge, beta=beta, aug=aug) | (dict(calibrate=True) if calibrate else {}))
         if file.is_file() and (kept := pd.read_parquet(file)).attrs.get('of') == of: return kept
-    if self.info['make'] is not None: probs = self._predict_by_learners(items, bs)
+    t, multi = run_temperature(self) if calibrate else None, self.info['multi']
+    if self.info['make'] is not None: probs, *sure = self._predict_by_learners(items, bs, t)
     else:
-        plain, copies = self._views(items, self.models(), tta, aug, bs, num_workers, progress)
+        plain, copies, *sure = self._views(items, self.models(), tta, aug, bs, num_workers, progress, t)
         probs = (plain if copies is None else merge_preds(plain, copies, beta, merge)).numpy()
+    if calibrate: probs = temper(probs, match_temperature(probs, *sure, multi), multi).astype(np.float32)
     preds = as_predictions(items.id, probs, self.vocab, (self.config.label_delim or ' ') if self.info['multi'] else None)
     if keep is not None:
         preds.attrs['of'] = of       # pandas writes it into the file
@@ -232,8 +236,8 @@ def _asked(run, items, settings):
     return hashlib.sha1(json.dumps([state, settings], sort_keys=True).encode()).hexdigest()
 
 @patch
-def _views(self:Run, items, models, n, aug, bs, num_workers, progress):
-    """Mean over `models` of the probabilities for each view of an image: plain (N, C), and augmented copies (n, N, C).
+def _views(self:Run, items, models, n, aug, bs, num_workers, progress, temperature=None):
+    """Mean over `models` of the probabilities for each view of an image: plain (N, C), and augmented copies (n, N, C); with a temperature also how sure of the plain views the models are at it, one by one.
     Each image is decoded once; every model and every copy start from the same pixels."""
     c, dev = self.config, default_device()
     tfms = presize_tfms(c.size, **(c.aug if isinstance(c.aug, dict) else {}))
@@ -248,8 +252,19 @@ def _views(self:Run, items, models, n, aug, bs, num_workers, progress):
     with torch.inference_mode(), tqdm(total=len(items)*(n + 1), unit='img', desc='predicting', disable=not progress) as bar:
         for x in views:
             x = (x[0] if isinstance(x, (tuple, list)) else x).as_subclass(torch.Tensor)
-            res.append((sum(act(m((x - mean)/std)) for m, mean, std in models)/len(models)).float().cpu()); bar.update(len(x))
-    return views.split(torch.cat(res)) if n else (torch.cat(res), None)
+            each = [act(m((x - mean)/std)).float() for m, mean, std in models]
+            if temperature: each = [torch.cat([o, self._sureness(o, temperature)], 1) for o in each]        # one more column
+            res.append((sum(each)/len(each)).cpu()); bar.update(len(x))
+    plain, copies = views.split(torch.cat(res)) if n else (torch.cat(res), None)
+    if not temperature: return plain, copies
+    return plain[:, :-1], None if copies is None else copies[..., :-1], float(plain[:, -1].double().mean())
+
+@patch
+def _sureness(self:Run, probs, temperature):
+    "How sure predictions (N, C) are at a temperature (N, 1)."
+    if not self.info['multi']: return (probs.clamp_min(1e-12).log()/temperature).softmax(-1).amax(-1, keepdim=True)
+    p = (probs.logit(1e-12)/temperature).sigmoid()
+    return torch.maximum(p, 1 - p).mean(-1, keepdim=True)
 
 @patch
 def tta_gain(self:Run,
@@ -274,20 +289,21 @@ def tta_gain(self:Run,
     return table
 
 @patch
-def _predict_by_learners(self:Run, items, bs):
-    "A user's own learners predict through their own transforms."
-    probs = 0
+def _predict_by_learners(self:Run, items, bs, temperature=None):
+    "A user's own learners predict through their own transforms. Returns a list: the mean (N, C); with a temperature also what `_views` says."
+    each = []
     for k in range(self.n_splits):
         learn = self.learner(k)
-        with learn.no_bar(): probs = probs + learn.get_preds(dl=items_dl(learn.dls, items, bs))[0].float().numpy()
-    return probs/self.n_splits
+        with learn.no_bar(): each.append(learn.get_preds(dl=items_dl(learn.dls, items, bs))[0].float())
+    mean = (sum(each)/len(each)).numpy()
+    return [mean, float(torch.stack([self._sureness(o, temperature) for o in each]).double().mean())] if temperature else [mean]
 
 def as_predictions(ids, probs, vocab, delim=None)->pd.DataFrame:
     "Probabilities as the table `id, label, confidence, p_<class>…`; with `delim`, several labels: those above one half, joined by it."
     label = [vocab[j] for j in probs.argmax(1)] if delim is None else [delim.join(vocab[j] for j in np.flatnonzero(p > .5)) for p in probs]
     return pd.DataFrame(dict(id=np.asarray(ids), label=label, confidence=probs.max(1), **{f'p_{o}': probs[:, j] for j, o in enumerate(vocab)}))
 
-# %% ../nbs/42_experiment.ipynb #9bc5a0ba
+# %% ../nbs/42_experiment.ipynb #a3fe2380
 PUBLISHED = (.8842, 'published: VGG-19 fine-tuned, one 75/25 split (Deitsch et al., arXiv 1807.02894)')
 
 def hold_back(items:pd.DataFrame, n:int=6, seed:int=42)->tuple:

@@ -133,6 +133,9 @@ def test_predict_by_id_in_any_order(base, imgclf, world, tmp_path):
     p = preds[[f'p_{c}' for c in CLASSES]]
     assert np.allclose(p.sum(axis=1), 1, atol=1e-4) and np.allclose(p.max(axis=1), preds.confidence, atol=1e-6)
     assert (p.idxmax(axis=1).str[2:] == preds.label).all()
+    assert imgclf('predict', 'runs/base', 'test', '--calibrate', '--out', tmp_path/'cal.csv')[0] == 0
+    cal = pd.read_csv(tmp_path/'cal.csv').set_index('id')
+    assert (cal.label == preds.label).all() and not np.allclose(cal.confidence, preds.confidence, atol=1e-3)
     assert imgclf('predict', 'runs/base', world/'test/im9.png', '--out', tmp_path/'one.csv')[0] == 0
     one = pd.read_csv(tmp_path/'one.csv').set_index('id')
     assert one.index.tolist() == ['im9.png'] and np.allclose(one.p_rust, preds.p_rust['im9.png'], atol=1e-5)

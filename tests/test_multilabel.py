@@ -34,6 +34,9 @@ def test_from_table_to_submission(sh, script, world):
     preds = pd.read_csv(world/'preds.csv', dtype=dict(id=str), keep_default_na=False)
     assert preds.id.tolist() == [f'{i:03d}' for i in range(6)]
     for _, p in preds.iterrows(): assert p.label == ' '.join(c for c in ('blue', 'none', 'red') if p[f'p_{c}'] > .5)
+    assert run('predict', 'run', 'test', '--calibrate', '--out', 'cal.csv')[0] == 0
+    cal = pd.read_csv(world/'cal.csv', dtype=dict(id=str), keep_default_na=False)
+    assert cal.label.tolist() == preds.label.tolist() and not np.allclose(cal.p_red, preds.p_red, atol=1e-4)
     code, _, err, _ = run('submit', 'run', '--images', 'test', '--sample', 'sample.csv', '--out', 'sub.csv')
     assert code == 0, err
     sub = pd.read_csv(world/'sub.csv', dtype=str, keep_default_na=False)

@@ -1,5 +1,5 @@
 "Trackers for real: what TensorBoard and Weights & Biases read back, over kills, resumes, broken services and packages that are not there."
-import json, os, re, signal, subprocess, sys, time, warnings
+import json, os, re, shutil, signal, subprocess, sys, time, warnings
 from pathlib import Path
 
 import numpy as np
@@ -239,3 +239,13 @@ def test_not_installed_is_said_before_anything(items, tmp_path, monkeypatch):
 @pytest.mark.parametrize('track', ['wanbd', 'tensorboard,tensorboard', [], 3])
 def test_bad_settings(track):
     with pytest.raises(InputError, match='track=.* is not allowed .*tensorboard, wandb'): Experiment(SETTINGS, track=track)
+
+def test_by_the_command_line(sh, script, items, tmp_path):
+    for o in items.itertuples(): (tmp_path/'train'/o.label).mkdir(parents=True, exist_ok=True); shutil.copy(o.path, tmp_path/'train'/o.label)
+    tiny = ['--arch', 'test_resnet', '--no-pretrained', '--size', '24', '--epochs', '1', '--folds', '2', '--bs', '8', '--set', 'freeze_epochs=0', '--set', 'num_workers=0', '--set', 'precision=fp32']
+    code, out, err, _ = sh(script('imgclf'), 'fit', 'train', *tiny, '--track', 'tensorboard,wandb', '--out', 'run', cwd=tmp_path, WANDB_MODE='offline', WANDB_ERROR_REPORTING='false')
+    assert code == 0, err
+    assert 'tensorboard --logdir run/tensorboard' in out and 'wandb sync run/wandb/offline-run-*' in out and 'Traceback' not in err
+    assert events(tmp_path/'run'/'tensorboard'/'fold0')[0].epoch.dropna().tolist() == [1]
+    code, _, err, _ = sh(script('imgclf'), 'fit', 'train', *tiny, '--track', 'tensorbord', '--out', 'no', cwd=tmp_path)
+    assert code == 2 and "track='tensorbord' is not allowed" in err and not (tmp_path/'no').exists()
