@@ -58,9 +58,10 @@ class WandB:
         import wandb
         own = dict(silent=True, console='off', init_timeout=30., login_timeout=60., finish_timeout=60., x_transaction_log_flush_interval=1.)    # so little is lost by a kill
         kw = dict(id=self._id(), dir=os.environ.get('WANDB_DIR') or str(self.folder), name=f'{self.group}/{self.name}' if self.group else self.name, group=self.group,
-                  project=os.environ.get('WANDB_PROJECT') or 'imgclf', config=self.config, resume='allow', reinit='create_new',
+                  project=os.environ.get('WANDB_PROJECT') or 'imgclf', config=self.config, reinit='create_new',
                   settings=wandb.Settings(**{k: v for k, v in own.items() if k in wandb.Settings.model_fields}))
-        try: self.run = wandb.init(**kw, mode=WandB.mode)
+        offline = 'offline' in (WandB.mode, os.environ.get('WANDB_MODE'))
+        try: self.run = wandb.init(**kw, mode=WandB.mode, resume=None if offline else 'allow')       # a server is needed to resume; the id is the same either way
         except Exception as e:
             self.run = wandb.init(**kw, mode='offline')
             WandB.mode = 'offline'
