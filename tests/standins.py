@@ -5,6 +5,8 @@
     python tests/standins.py --make /tmp/standins     # the stand-ins alone, to try things out
     python tests/standins.py --install                # the install cell without internet: from a folder of wheels, torch and pandas left alone
 
+`tests/kaggle_paths.py` does the whole way of a user, from an environment without imgclf to a submission.
+
 What is shown: the calls fit together, the folders are read as they are on Kaggle, and a submission has the right rows. The scores mean nothing.
 Pictures are handwriting and solar cells; weights come from a package. Nothing is downloaded, and nothing is written into the repository."""
 import argparse, json, os, shutil, subprocess, sys, tempfile, time
@@ -121,8 +123,7 @@ def rehearse(name, keep=None):
         (here/'input').mkdir(parents=True, exist_ok=True); (here/'working').mkdir(exist_ok=True)
         MAKE[name](here/'input')
         (here/'began').touch()
-        env = os.environ | (dict(IMGCLF_INPUT=str(here/'input')) if name != 'paddy' else {})      # paddy finds its data by setup_comp, as ../input/<competition>
-        env |= dict(IMGCLF_QUICK='1', XDG_CACHE_HOME=str(here/'cache'), KAGGLE_KERNEL_RUN_TYPE='Batch', OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1',
+        env = os.environ | dict(IMGCLF_INPUT=str(here/'input'), IMGCLF_QUICK='1', XDG_CACHE_HOME=str(here/'cache'), KAGGLE_KERNEL_RUN_TYPE='Batch', OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1',
                                 WANDB_MODE='offline', MPLBACKEND='module://matplotlib_inline.backend_inline')
         began, log = time.time(), here/'log.txt'
         with log.open('w') as f: code = subprocess.run([sys.executable, __file__, '--execute', EXPERIMENTS/f'{name}.ipynb', here/f'{name}.ipynb'], cwd=here/'working', env=env, stdout=f, stderr=subprocess.STDOUT).returncode
