@@ -133,16 +133,19 @@ def rehearse(name, keep=None):
     finally:
         if not keep: shutil.rmtree(here, ignore_errors=True)
 
+def build_wheel(to, source):
+    "The wheel of this tree as git knows it, into the folder `to`; built in a copy, `source`."
+    for o in subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split('\0')[:-1]:
+        if o.startswith('imgclf/') or '/' not in o: (source/o).parent.mkdir(parents=True, exist_ok=True); shutil.copy(ROOT/o, source/o)
+    subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', to, source], check=True)
+
 def try_install():
     "Run the install cell where everything but imgclf is installed and no package index is asked; the library must be there afterwards, and nothing else changed."
     import sysconfig, venv
     install = ''.join(next(c for c in json.loads((EXPERIMENTS/'paddy.ipynb').read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code')['source'])
     with tempfile.TemporaryDirectory(prefix='standin-install-') as tmp:
         here = Path(tmp)
-        tracked = subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split('\0')[:-1]
-        for o in tracked:
-            if o.startswith('imgclf/') or '/' not in o: (here/'source'/o).parent.mkdir(parents=True, exist_ok=True); shutil.copy(ROOT/o, here/'source'/o)
-        subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', here/'input'/'imgclf-wheels', here/'source'], check=True)
+        build_wheel(here/'input'/'imgclf-wheels', here/'source')
         venv.create(here/'venv', with_pip=False)
         site = Path(subprocess.run([here/'venv'/'bin'/'python', '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))'], capture_output=True, text=True, check=True).stdout.strip())
         for o in Path(sysconfig.get_path('purelib')).iterdir():
