@@ -171,6 +171,7 @@ def kaggle_api(
     from fastkaggle.core import import_kaggle, iskaggle
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()): return import_kaggle()
+    except ImportError as e: raise InputError(f"Kaggle's client cannot be imported ({e}); run: pip install {e.name}") from None
     except (Exception, SystemExit) as e:                    # kaggle ends the whole process where it finds none
         raise InputError(f'no working Kaggle credentials: {_SECRETS if iskaggle else _TOKEN}' + f'. {instead}'*bool(instead) + (f' ({e})' if str(e) not in ('', '1') else '')) from None
 

@@ -159,7 +159,7 @@ def colab(base, work):
     content, rest = work/'colab'/'content', dict(PIP_FIND_LINKS=index)
     code, log, seconds = env.run(work/'paddy.ipynb', content, work/'no_token.log', **rest)                  # the real package `kaggle`, as pip installed it
     told = [o for o in log.splitlines() if 'InputError' in o and 'no working Kaggle credentials' in o]
-    assert code and told and '~/.kaggle/kaggle.json' in told[-1], log[-4000:]
+    assert code and told and '~/.kaggle/kaggle.json' in told[-1] and told[-1].endswith(f'unpack them into {COMP}'), log[-4000:]      # no further reason: it is the token alone
     print(f'paddy.ipynb, installed with a network, without a token: {seconds:.0f} s\n  {told[-1]}', flush=True)
     env.changed()
     assert not (content/COMP).exists()
