@@ -172,8 +172,8 @@ def kaggle_api(
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()): return import_kaggle()
     except ImportError as e: raise InputError(f"Kaggle's client cannot be imported ({e}); run: pip install {e.name}") from None
-    except (Exception, SystemExit) as e:                    # kaggle ends the whole process where it finds none
-        raise InputError(f'no working Kaggle credentials: {_SECRETS if iskaggle else _TOKEN}' + f'. {instead}'*bool(instead) + (f' ({e})' if str(e) not in ('', '1') else '')) from None
+    except (Exception, SystemExit) as e:                    # kaggle ends the whole process where it finds none, by an exit() that Jupyter does not have
+        raise InputError(f'no working Kaggle credentials: {_SECRETS if iskaggle else _TOKEN}' + f'. {instead}'*bool(instead) + ('' if str(e) in ('', '1', "name 'exit' is not defined") else f' ({e})')) from None
 
 def competition_folder(
     name:str,    # The competition's name, as in its address kaggle.com/competitions/<name>
