@@ -45,7 +45,7 @@ from imgclf.report import write_report
 from imgclf.results import class_scores, plot_classes
 from imgclf.review import correct_items, doubtful, write_review
 from imgclf.search import SearchConfig, run_search
-from imgclf.submit import write_submission
+from imgclf.submit import competition_folder, send_submission, write_submission
 from imgclf.tta import merge_preds, tta, tta_gain
 from imgclf.versus import write_comparison
 from imgclf.weights import bundle_weights, list_weights

@@ -116,6 +116,7 @@ class Config(BaseModel):
     def _name(self, metric): return plain(metric)
 
     def __init__(self, /, **settings):
+        settings = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}      # a file keeps text
         unknown = [f'unknown setting {k}{nearest(k, type(self).model_fields)}' for k in settings if k not in type(self).model_fields]
         raise_all(unknown)
         end = _last_size(settings.get('stages'))

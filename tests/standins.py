@@ -5,6 +5,8 @@
     python tests/standins.py --make /tmp/standins     # the stand-ins alone, to try things out
     python tests/standins.py --install                # the install cell without internet: from a folder of wheels, torch and pandas left alone
 
+`tests/kaggle_paths.py` does the whole way of a user, from an environment without imgclf to a submission.
+
 What is shown: the calls fit together, the folders are read as they are on Kaggle, and a submission has the right rows. The scores mean nothing.
 Pictures are handwriting and solar cells; weights come from a package. Nothing is downloaded, and nothing is written into the repository."""
 import argparse, json, os, shutil, subprocess, sys, tempfile, time
@@ -121,8 +123,7 @@ def rehearse(name, keep=None):
         (here/'input').mkdir(parents=True, exist_ok=True); (here/'working').mkdir(exist_ok=True)
         MAKE[name](here/'input')
         (here/'began').touch()
-        env = os.environ | (dict(IMGCLF_INPUT=str(here/'input')) if name != 'paddy' else {})      # paddy finds its data by setup_comp, as ../input/<competition>
-        env |= dict(IMGCLF_QUICK='1', XDG_CACHE_HOME=str(here/'cache'), KAGGLE_KERNEL_RUN_TYPE='Batch', OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1',
+        env = os.environ | dict(IMGCLF_INPUT=str(here/'input'), IMGCLF_QUICK='1', XDG_CACHE_HOME=str(here/'cache'), KAGGLE_KERNEL_RUN_TYPE='Batch', OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1',
                                 WANDB_MODE='offline', MPLBACKEND='module://matplotlib_inline.backend_inline')
         began, log = time.time(), here/'log.txt'
         with log.open('w') as f: code = subprocess.run([sys.executable, __file__, '--execute', EXPERIMENTS/f'{name}.ipynb', here/f'{name}.ipynb'], cwd=here/'working', env=env, stdout=f, stderr=subprocess.STDOUT).returncode
@@ -132,16 +133,19 @@ def rehearse(name, keep=None):
     finally:
         if not keep: shutil.rmtree(here, ignore_errors=True)
 
+def build_wheel(to, source):
+    "The wheel of this tree as git knows it, into the folder `to`; built in a copy, `source`."
+    for o in subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split('\0')[:-1]:
+        if o.startswith('imgclf/') or '/' not in o: (source/o).parent.mkdir(parents=True, exist_ok=True); shutil.copy(ROOT/o, source/o)
+    subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', to, source], check=True)
+
 def try_install():
     "Run the install cell where everything but imgclf is installed and no package index is asked; the library must be there afterwards, and nothing else changed."
     import sysconfig, venv
     install = ''.join(next(c for c in json.loads((EXPERIMENTS/'paddy.ipynb').read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code')['source'])
     with tempfile.TemporaryDirectory(prefix='standin-install-') as tmp:
         here = Path(tmp)
-        tracked = subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split('\0')[:-1]
-        for o in tracked:
-            if o.startswith('imgclf/') or '/' not in o: (here/'source'/o).parent.mkdir(parents=True, exist_ok=True); shutil.copy(ROOT/o, here/'source'/o)
-        subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', here/'input'/'imgclf-wheels', here/'source'], check=True)
+        build_wheel(here/'input'/'imgclf-wheels', here/'source')
         venv.create(here/'venv', with_pip=False)
         site = Path(subprocess.run([here/'venv'/'bin'/'python', '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))'], capture_output=True, text=True, check=True).stdout.strip())
         for o in Path(sysconfig.get_path('purelib')).iterdir():
