@@ -17,6 +17,7 @@ from imgclf.callback.seed import SeedEpochs
 from imgclf.callback.targets import TargetTable
 from imgclf.calibration import calibrate_run, calibration_error, fit_temperature
 from imgclf.callback.track import Track
+from imgclf.callback.watch import Watch
 from imgclf.compare import compare_runs
 from imgclf.compose import config_learner
 from imgclf.crossval import cross_validate

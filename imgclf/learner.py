@@ -31,6 +31,7 @@ from fastai.vision.learner import create_head
 from safetensors.torch import save_file
 
 import imgclf
+from .callback.watch import Watch
 from .core import InputError, atomic_path, nearest, read_json, some, write_json
 from .data.block import IMAGENET, FitImage, dls_stats, is_auto, set_stats
 from .data.decode import PresizeImage
@@ -104,6 +105,7 @@ def make_learner(
     stats = dls_stats(dls)      # refuses a second Normalize
     if x.shape[1] == 3 and (is_auto(dls) or (pretrained and stats is None)): set_stats(dls, *(model.info['stats'] if pretrained else IMAGENET), auto=True)
     if precision == 'fp16' and not any(isinstance(o, MixedPrecision) for o in cbs): cbs.append(MixedPrecision('fp16'))     # scales the gradients
+    if not any(isinstance(o, Watch) for o in cbs): cbs.append(Watch())
     if isinstance(metrics, str) and metrics == 'auto': metrics = [accuracy_multi if isinstance(loss_func, BCEWithLogitsLossFlat) else accuracy]
     learn = Learner(dls, model, loss_func=loss_func, opt_func=OPTS.get(opt, opt) if isinstance(opt, str) else opt, splitter=split_attention, cbs=cbs, metrics=metrics, wd=wd, **learner_kw)
     if pretrained: learn.freeze()
