@@ -10,6 +10,7 @@ from imgclf.bench import BenchConfig, bench_table, run_bench
 from imgclf.blend import blend_runs, blend_weights
 from imgclf.callback.accumulate import Accumulate, EarlyStop
 from imgclf.callback.average import EMA, SWA
+from imgclf.callback.compile import Compile
 from imgclf.callback.mix import CutMix, CutMixUp, MixUp
 from imgclf.callback.plc import ProgressiveLabelCorrection, SoftLabels
 from imgclf.callback.resize import ProgressiveSize, Stage, fit_progressive, set_size
@@ -17,6 +18,7 @@ from imgclf.callback.seed import SeedEpochs
 from imgclf.callback.targets import TargetTable
 from imgclf.calibration import calibrate_run, calibration_error, fit_temperature
 from imgclf.callback.track import Track
+from imgclf.callback.watch import Watch
 from imgclf.compare import compare_runs
 from imgclf.compose import config_learner
 from imgclf.crossval import cross_validate

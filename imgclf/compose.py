@@ -25,6 +25,7 @@ from fastai.callback.schedule import ParamScheduler
 
 from .callback.accumulate import Accumulate, EarlyStop
 from .callback.average import EMA, SWA, Average
+from .callback.compile import Compile
 from .callback.mix import CutMix, CutMixUp, Mix, MixUp
 from .callback.plc import ProgressiveLabelCorrection, SoftLabels
 from .callback.resize import set_bs, set_size
@@ -194,9 +195,9 @@ def missing_callbacks(
     learn:Learner, # Somebody's own
 )->list:
     "What `config` asks for and the learner does not have, as messages."
-    need = dict(mix=Mix, plc=ProgressiveLabelCorrection, soft_labels=TargetTable, accumulate=Accumulate, average=Average, patience=EarlyStop)
+    need = dict(mix=Mix, plc=ProgressiveLabelCorrection, soft_labels=TargetTable, accumulate=Accumulate, average=Average, patience=EarlyStop, compile=Compile)
     return [f'{k}={getattr(config, k)!r}, but it has no {cls.__name__} callback; let make add it, or leave {k} out' for k, cls in need.items()
-            if getattr(config, k) is not None and not any(isinstance(cb, cls) for cb in learn.cbs)]
+            if getattr(config, k) not in (None, False) and not any(isinstance(cb, cls) for cb in learn.cbs)]
 
 # %% ../nbs/40a_compose.ipynb #b28e7b27
 def config_trackers(
@@ -224,5 +225,5 @@ def config_learner(
     train = dls.train_ds.items
     loss = config_loss(c, train, vocab_of(items), multi)
     return make_learner(dls, c.arch, pretrained=c.pretrained, weights=c.weights, metrics=learner_metrics(c.metric, multi), loss_func=loss,
-                        label_smoothing=c.label_smoothing if loss is None else 0., opt=config_opt(c), wd=c.wd, precision=c.precision, channels_last=c.channels_last,
+                        label_smoothing=c.label_smoothing if loss is None else 0., opt=config_opt(c), wd=c.wd, precision=c.precision, channels_last=c.channels_last, compile=c.compile,
                         head=c.head, seed=c.seed, cbs=config_callbacks(c, train), **c.arch_args)

@@ -84,6 +84,7 @@ class Config(BaseModel):
     clip: float|None = _f(None, 'largest norm of the gradient, above 0; null for no clipping', gt=0)
     precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = _f('auto', "arithmetic: 'fp32', 'bf16', 'fp16', or 'auto' for the fastest that is safe on the device")
     channels_last: bool|Literal['auto'] = _f('auto', "memory layout with channels last: true, false, or 'auto' for what is faster on the device")
+    compile: bool = _f(False, 'let torch.compile make kernels for this network: true (takes a minute or more, and a C++ compiler; faster or slower by network and device) or false')
     deterministic: bool = _f(True, 'on a GPU, only kernels that give the same numbers each time, where torch has such; false may be faster; a CPU repeats itself anyway')
     num_workers: int|None = _f(None, 'processes that read images, 0 or more; null for what suits the machine; does not change the result', ge=0)
     patience: Count|None = _f(None, "stop a fold's last phase after so many epochs without a better validation loss (validation then chooses when to stop, which flatters the score); null for never")

@@ -119,7 +119,7 @@ def learner(self:Run,
     if not self.model_file(fold).is_file(): raise InputError(f'{self.path.name}: fold {fold} is not finished; resume the run')
     if self.make is None and self.info['make'] is not None:
         raise InputError(f"{self.path.name} was trained with make={self.info['make']}, which the folder does not hold; open it by load_run(path, make=...)")
-    learn = self.make(self.items, fold) if self.make else config_learner(self.config.set(dict(pretrained=False, weights=None, soft_labels=None)), self.items, fold)
+    learn = self.make(self.items, fold) if self.make else config_learner(self.config.set(dict(pretrained=False, weights=None, soft_labels=None, compile=False)), self.items, fold)
     load_weights(learn, self.model_file(fold))
     return learn
 

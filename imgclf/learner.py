@@ -31,6 +31,8 @@ from fastai.vision.learner import create_head
 from safetensors.torch import save_file
 
 import imgclf
+from .callback.compile import Compile, check_compile
+from .callback.watch import Watch
 from .core import InputError, atomic_path, nearest, read_json, some, write_json
 from .data.block import IMAGENET, FitImage, dls_stats, is_auto, set_stats
 from .data.decode import PresizeImage
@@ -83,6 +85,7 @@ def make_learner(
     wd:float=None,          # Weight decay; None: the optimiser's default
     precision:str='auto',   # 'fp32', 'bf16', 'fp16', or what is fastest and safe on the device
     channels_last='auto',   # Memory layout; 'auto': yes, except on devices other than CPU and CUDA
+    compile:bool=False,     # Train through `torch.compile`: takes a minute or more to begin with (`Compile`)
     head:str='fastai',      # 'fastai' or 'plain' (`build_model`)
     seed:int=42,            # Draws the head, and without pretrained weights the body
     cbs=None,               # Callbacks
@@ -92,11 +95,13 @@ def make_learner(
     if weights is not None and not pretrained: raise InputError(f'weights={str(weights)!r} with pretrained=False: leave one of them out')
     if isinstance(opt, str) and opt not in OPTS: raise InputError(f'opt={opt!r}: one of {", ".join(OPTS)}{nearest(opt, OPTS)}')
     if channels_last not in (True, False, 'auto'): raise InputError(f"channels_last={channels_last!r}: True, False or 'auto'")
+    if compile not in (True, False): raise InputError(f'compile={compile!r}: True or False')
     cbs = list(cbs) if isinstance(cbs, (list, tuple)) else [] if cbs is None else [cbs]
     kw, learner_kw, head_kw = _sort_arguments(kw)
     loss_func, n_out, device = _loss(dls, loss_func, label_smoothing), get_c(dls), torch.device(getattr(dls, 'device', None) or 'cpu')
     check_mix(cbs, loss_func)
     if not n_out: raise InputError('these DataLoaders know no classes; set dls.c')
+    if compile: check_compile(str(device)); cbs.append(Compile())
     precision, x = choose_precision(precision, device), _one_batch(dls)
     model = build_model(arch, n_out, n_in=x.shape[1], size=tuple(x.shape[-2:]), pretrained=pretrained, weights=weights, head=head, seed=seed, **head_kw, **kw)
     model.precision, model.channels_last = precision, device.type in ('cpu', 'cuda') if channels_last == 'auto' else channels_last
@@ -104,6 +109,7 @@ def make_learner(
     stats = dls_stats(dls)      # refuses a second Normalize
     if x.shape[1] == 3 and (is_auto(dls) or (pretrained and stats is None)): set_stats(dls, *(model.info['stats'] if pretrained else IMAGENET), auto=True)
     if precision == 'fp16' and not any(isinstance(o, MixedPrecision) for o in cbs): cbs.append(MixedPrecision('fp16'))     # scales the gradients
+    if not any(isinstance(o, Watch) for o in cbs): cbs.append(Watch())
     if isinstance(metrics, str) and metrics == 'auto': metrics = [accuracy_multi if isinstance(loss_func, BCEWithLogitsLossFlat) else accuracy]
     learn = Learner(dls, model, loss_func=loss_func, opt_func=OPTS.get(opt, opt) if isinstance(opt, str) else opt, splitter=split_attention, cbs=cbs, metrics=metrics, wd=wd, **learner_kw)
     if pretrained: learn.freeze()

@@ -161,16 +161,20 @@ class EpochScore(Metric):
         self.metric, self.multi = _find(metric), multi
         if metric == 'kappa' and multi: raise InputError('kappa is undefined where an image has several labels; take macro_f1 or roc_auc')
         self.reset()
-    def reset(self): self.probs, self.targs, self.vocab = [], [], None
+    def reset(self): self.probs, self.targs, self.vocab, self.waiting = [], [], None, 0
     def accumulate(self, learn):
         act = getattr(learn.loss_func, 'activation', None) or (torch.sigmoid if self.multi else lambda x: x.softmax(-1))
         pred = learn.pred.detach().float().as_subclass(torch.Tensor)
-        self.probs.append(act(pred).cpu()); self.targs.append(learn.y.detach().as_subclass(torch.Tensor).cpu())
+        self.probs.append(act(pred)); self.targs.append(learn.y.detach().as_subclass(torch.Tensor))     # left on the device: to fetch each batch is to wait for it
+        self.waiting += pred.numel()
+        if self.waiting > 2**24: self._fetch()                                                          # 64 MB
         vocab = getattr(learn.dls, 'vocab', None)
         self.vocab = vocab if vocab is not None and len(vocab) == pred.shape[-1] and isinstance(vocab[0], str) else None
+    def _fetch(self): self.probs, self.targs, self.waiting = *([o.cpu() for o in v] for v in (self.probs, self.targs)), 0
     @property
     def value(self):
         if not self.probs: return None
+        self._fetch()
         try: return score(self.metric, torch.cat(self.probs), torch.cat(self.targs), self.vocab, self.multi)
         except InputError as e:
             warnings.warn(f'{self.name} has no value this epoch: {e}')

@@ -30,7 +30,7 @@ class FusedAdam(Optimizer):
                 groups.setdefault((state.get('do_wd', True), state['step'], p.device), []).append((p, _laid_out(p.grad.data, p), state))
             for (wd, step, device), rows in groups.items():
                 ps, grads, states = zip(*rows)
-                before = [torch.tensor(step - 1., device=device) for _ in ps]      # the kernel counts on
+                before = list(torch.full((len(ps),), step - 1., device=device).unbind())      # the kernel counts on; filled there, since a copy of a number would wait for a GPU
                 adamw([p.data for p in ps], list(grads), [o['grad_avg'] for o in states], [o['sqr_avg'] for o in states], [], before, fused=True, amsgrad=False, maximize=False,
                       lr=hyper['lr'], beta1=hyper['mom'], beta2=hyper['sqr_mom'], eps=hyper['eps'], weight_decay=hyper['wd'] if wd else 0.)
 

@@ -123,10 +123,11 @@ def light(
     return x
 
 # %% ../../nbs/data/05_augment.ipynb #16d4295f
-_TABLE = {}     # device -> 2**18 normal numbers, the same everywhere
+_TABLE = {}     # device -> 2**18 normal numbers, the same everywhere; ImageNet's mean and std
 
 def _noise(device):
-    if device not in _TABLE: _TABLE[device] = torch.from_numpy(np.random.default_rng(0).standard_normal(2**18, dtype=np.float32)).to(device)
+    if device not in _TABLE: # copied once: each copy would wait for a GPU
+        _TABLE[device] = [torch.from_numpy(np.asarray(o, np.float32)).to(device) for o in (np.random.default_rng(0).standard_normal(2**18, dtype=np.float32), [.485, .456, .406], [.229, .224, .225])]
     return _TABLE[device]
 
 def erased(
@@ -151,7 +152,8 @@ def erase(
     rects:np.ndarray, # From `erased`
 )->torch.Tensor:
     "Noise in place of the rectangles."
-    noise, mean, std = _noise(x.device), *(torch.tensor(o, device=x.device)[:, None, None] for o in ([.485, .456, .406], [.229, .224, .225]))
+    noise, *stats = _noise(x.device)
+    mean, std = (o[:, None, None] for o in stats)
     for i, k in zip(*np.nonzero(rects[..., 2]*rects[..., 3])):
         top, left, h, w, at = (int(o) for o in rects[i, k])
         n = x.shape[1]*h*w

@@ -154,7 +154,7 @@ class SeededDL(TfmdDL):
         if self.fake_l.num_workers == 0 and _batches(self) is not None: batches = _ahead(batches)
         for b in batches:
             if self.pin_memory and type(b) == list: b = tuple(b)
-            if self.device is not None: b = to_device(b, self.device)
+            if self.device is not None: b = to_device(b, self.device, non_blocking=torch.device(self.device).type == 'cuda')     # pinned batches are copied while the GPU computes
             n = find_bs(b)
             with batch_key(self.seed, self.epoch, np.arange(start, start + n), self.copy): b = self.after_batch(b)
             start += n

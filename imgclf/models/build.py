@@ -216,7 +216,7 @@ class Classifier(nn.Sequential):
     "Body and head; computes in `precision` and memory layout of its own, and answers in float32."
     precision, channels_last, info = 'fp32', False, {}
     def forward(self, x):
-        x = x.as_subclass(torch.Tensor)
+        if type(x) is not torch.Tensor: x = x.as_subclass(torch.Tensor)
         if self.channels_last and x.ndim == 4: x = x.contiguous(memory_format=torch.channels_last)
         kind = dict(bf16=torch.bfloat16, fp16=torch.float16).get(self.precision)
         with torch.autocast(x.device.type, kind) if kind else nullcontext(): return to_float(super().forward(x))
