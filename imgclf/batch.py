@@ -54,7 +54,7 @@ def _let_go(learn, autocast):
 @contextmanager
 def memory_told(
     learn:Learner, # What is trained
-    tell,          # Called where memory was used up: what was done, and what helps, as text with a place for `{wanted}`
+    tell,          # `tell(wanted)`, called where memory was used up: what was done and what helps, as text; `wanted` is how much more was asked for, or empty
 ):
     "Within this context memory that is used up is one `OutOfMemory`, after which the memory of the batch is free; every other error stays as it is."
     autocast, wanted = _autocast(), None
@@ -64,7 +64,7 @@ def memory_told(
         wanted = _wanted(e)
     if wanted is not None:        # here nothing holds the failed step any more, as an exception would by its traceback
         _let_go(learn, autocast)
-        raise OutOfMemory(tell().format(wanted=wanted))
+        raise OutOfMemory(tell(wanted))
 
 # %% ../nbs/30a_batch.ipynb #03bf4705
 class _Trial(Callback):

@@ -41,6 +41,7 @@ from .metrics import greater_is_better
 from .jobs import check_jobs, in_processes
 from .runs import Run, check_out, load_tensors, open_run, save_tensors
 from .values import plain
+from .yamlio import flow_yaml
 
 # %% ../nbs/41_crossval.ipynb #2aea2fb8
 def pack(tree, name:str, tensors:dict):
@@ -207,7 +208,7 @@ def fit_fold(
     def on_phase(i):
         saver.phase = i
         if i == at[0] and at[1]: saver.load_opt()
-    with memory_told(learn, lambda: _too_large(run, fold, plan[saver.phase])):
+    with memory_told(learn, lambda wanted: _too_large(run, fold, plan[saver.phase], wanted)):
         try:
             with tracking(learn), learn.no_bar(), learn.no_logging(): fit_phases(learn, plan, at, on_phase)
         except InputError as e: raise type(e)(str(e).split(':\n\t', 1)[-1]) from None   # without fastai's note on which callback it came from
@@ -218,12 +219,13 @@ def fit_fold(
     save_weights(learn, run.model_file(fold), fold=fold)
     for f in (run.state_file(fold), run.best_file(fold)): f.unlink(missing_ok=True)
 
-def _too_large(run, fold, phase):
+def _too_large(run, fold, phase, wanted):
     "What to do where memory is used up."
-    size, bs = phase.size or run.config.size, phase.bs or run.config.bs
-    smaller = 'bs=auto, which halves the batch until it fits' + f', or bs={bs//2} with accumulate=2'*(bs > 1)
-    if run.asked.bs == 'auto': smaller = 'bs=auto, which looks again' + f', or bs={bs//2}'*(bs > 1)
-    return (f'fold {fold}: no memory left with batches of {bs} images of {size} pixels{{wanted}}. The last finished epoch is kept: once others have left more memory, the same command goes on from there. '
+    c, bs = run.config, phase.bs or run.config.bs
+    size = 'x'.join(map(str, np.atleast_1d(phase.size or c.size)))
+    twice = {k: 2*v for k, v in c.accumulate.items()} if isinstance(c.accumulate, dict) else 2*(c.accumulate or 1)
+    smaller = f"bs=auto, which {'looks again' if run.asked.bs == 'auto' else 'halves the batch until it fits'}" + ('' if bs < 2 else ', or stages with a smaller bs' if c.stages else f', or bs={bs//2} and accumulate={twice}')
+    return (f'fold {fold}: no memory left with batches of {bs} images of {size} pixels{wanted}. The last finished epoch is kept: once others have left more memory, the same command goes on from there. '
             f'Where it is this training that takes too much, begin in a new folder with {smaller}')
 
 def write_oof(run:Run, fold:int, learn:Learner):
@@ -294,7 +296,7 @@ def cross_validate(
     found, ready, first = None, {}, 0 if only is None else min(only)
     if check_out(out, items, config, resume, make):            # what cannot work fails here, before a folder is made
         found = settle_bs(config, items, first, progress)
-        if progress and config.bs == 'auto': print(f'bs: auto found bs={found.bs}' + ''.join(f', {k}={plain(getattr(found, k))}' for k in ('accumulate', 'stages') if getattr(found, k)), file=sys.stderr)
+        if progress and config.bs == 'auto': print(f"bs: auto found {flow_yaml({k: plain(getattr(found, k)) for k in ('bs', 'accumulate', 'stages') if getattr(found, k)})}", file=sys.stderr)
         ready[first] = fresh_learner(items, first, found, make, trained, progress)
     with open_run(out, items, config, resume, make, found) as run, tqdm(unit='img', unit_scale=True, disable=not progress, mininterval=1, smoothing=.05) as bar, deterministic(config.deterministic):
         config = run.settled(config)

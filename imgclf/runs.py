@@ -285,6 +285,7 @@ def environment()->dict:
                 git=commit, git_changed=changed)
 
 def _make_run(out, items, config, make, found):
+    if (found or config).bs == 'auto': raise InputError('bs=auto: a run folder keeps numbers; give found=settle_bs(config, items)')
     for o in ('models', 'state'): (out/o).mkdir(exist_ok=True)
     (found or config).save(out/'config.yaml')
     save_items(items, out/'items.csv')
