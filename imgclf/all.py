@@ -6,6 +6,7 @@ from fastai.vision.all import *
 from imgclf import demo
 from imgclf.config import Config, config_table
 from imgclf.core import InputError, batch_ids, set_ids
+from imgclf.batch import find_bs
 from imgclf.bench import BenchConfig, bench_table, run_bench
 from imgclf.blend import blend_runs, blend_weights
 from imgclf.callback.accumulate import Accumulate, EarlyStop
@@ -20,7 +21,7 @@ from imgclf.calibration import calibrate_run, calibration_error, fit_temperature
 from imgclf.callback.track import Track
 from imgclf.callback.watch import Watch
 from imgclf.compare import compare_runs
-from imgclf.compose import config_learner
+from imgclf.compose import config_learner, settle_bs
 from imgclf.crossval import cross_validate
 from imgclf.data.augment import presize_tfms
 from imgclf.data.block import channel_stats, dls_stats, fold_block, fold_dls, items_dl, set_stats

@@ -168,7 +168,7 @@ def _costs(bench, out, plan, classes, say):
         if bench.timed and 'params' in known[row] and not known[row].get('train_ms', np.nan) > 0:
             say(f'timing {row}')
             net = create_model(c.arch, classes, size=c.size, **{k: v for k, v in c.arch_args.items() if k != 'ps'})
-            known[row] |= speed(net.to(default_device()), size=c.size, bs=min(c.bs, 16))
+            known[row] |= speed(net.to(default_device()), size=c.size, bs=min(c.wanted_bs, 16))
         elif not new: continue
         with atomic_path(file) as tmp: pd.DataFrame.from_dict(known, orient='index').rename_axis('model').to_csv(tmp)
 

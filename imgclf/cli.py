@@ -151,7 +151,7 @@ def fit(
     suffix: Suffix = None, label_delim: LabelDelim = None, multi: Multi = None,
     arch: _opt('arch') = None, pretrained: _opt('pretrained', bool, '--pretrained/--no-pretrained') = None, weights: _opt('weights') = None,
     size: _opt('size', more=', as 224 or 256,192') = None, presize: _opt('presize') = None, method: _opt('method') = None,
-    epochs: _opt('epochs', int) = None, lr: _opt('lr', float) = None, bs: _opt('bs', int) = None,
+    epochs: _opt('epochs', int) = None, lr: _opt('lr', float) = None, bs: _opt('bs') = None,
     folds: _opt('folds', int) = None, group_col: _opt('group_col') = None, seed: _opt('seed', int) = None, on_bad: _opt('on_bad') = None,
     resume: Annotated[bool, typer.Option('--resume/--no-resume', help='go on where an interrupted run stopped; --no-resume asks for a new folder')] = True,
     jobs: Annotated[int, typer.Option(metavar='N', help='folds trained at the same time, each on a GPU of its own where there are several')] = 1,

@@ -6,10 +6,10 @@ Docs: https://imgclf.github.io/imgclf/compose.html.md"""
 
 # %% auto #0
 __all__ = ['MIXES', 'Phase', 'decay_factor', 'config_opt', 'phases', 'fit_phases', 'config_loss', 'soft_table',
-           'config_callbacks', 'missing_callbacks', 'config_trackers', 'config_learner']
+           'config_callbacks', 'missing_callbacks', 'config_trackers', 'config_learner', 'settle_bs']
 
 # %% ../nbs/40a_compose.ipynb #1cf5894a
-import inspect, math
+import gc, inspect, math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,14 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from fastai.callback.schedule import ParamScheduler
 
+from .batch import find_bs
 from .callback.accumulate import Accumulate, EarlyStop
 from .callback.average import EMA, SWA, Average
 from .callback.compile import Compile
 from .callback.mix import CutMix, CutMixUp, Mix, MixUp
 from .callback.plc import ProgressiveLabelCorrection, SoftLabels
 from .callback.resize import set_bs, set_size
+from .callback.seed import deterministic
 from .callback.targets import TargetTable
 from .callback.track import Track
 from .config import Config
@@ -216,7 +218,7 @@ def config_learner(
     progress:bool=True,  # Show a bar while a cache is filled
 )->Learner:
     "The learner that `config` describes for one fold: its DataLoaders, model, loss, callbacks, precision and metrics. Raises `InputError` for settings that do not fit."
-    c, multi = config, is_multi(items)
+    c, multi = settle_bs(config, items, fold, progress), is_multi(items)
     own = [k for k in c.arch_args if k in inspect.signature(make_learner).parameters or k in inspect.signature(Learner.__init__).parameters]
     if own: raise InputError(f'arch_args: {some(own)} is no argument of the architecture; it is a setting of its own (see imgclf config)')
     if c.clean_col is not None and c.clean_col not in items: raise InputError(f'clean_col={c.clean_col!r}: the items have no such column, only {some(items.columns, 20)}')
@@ -227,3 +229,31 @@ def config_learner(
     return make_learner(dls, c.arch, pretrained=c.pretrained, weights=c.weights, metrics=learner_metrics(c.metric, multi), loss_func=loss,
                         label_smoothing=c.label_smoothing if loss is None else 0., opt=config_opt(c), wd=c.wd, precision=c.precision, channels_last=c.channels_last, compile=c.compile,
                         head=c.head, seed=c.seed, cbs=config_callbacks(c, train), **c.arch_args)
+
+# %% ../nbs/40a_compose.ipynb #519b39f1
+def settle_bs(
+    config:Config,       # Settings; those without `bs: auto` come back as they are
+    items:pd.DataFrame,  # Items with folds
+    fold:int=0,          # Whose training rows are tried; the numbers are for all folds
+    progress:bool=True,  # Show a bar while a cache is filled
+)->Config:               # `bs`, `accumulate` and the stages' `bs` as numbers
+    "Find the batches that fit into the memory. Raises `OutOfMemory` where none does."
+    if config.bs != 'auto': return config
+    c = config.set(dict(bs=config.wanted_bs))
+    plan, found = phases(c), {}
+    learn = config_learner(c, items, fold, progress)
+    if not all(p.frozen for p in plan): learn.unfreeze()
+    with deterministic(c.deterministic):
+        for p in plan:
+            if (p.size, p.bs) in found: continue
+            if p.size is not None: set_size(learn.dls, p.size)
+            found[p.size, p.bs] = find_bs(learn, p.bs or c.bs)
+    del learn
+    gc.collect()
+    if torch.cuda.is_available(): torch.cuda.empty_cache()
+    asked = config.accumulate if isinstance(config.accumulate, dict) else {0: config.accumulate or 1}
+    parts = [(p.bs or c.bs)//found[p.size, p.bs] for p in plan for _ in range(p.epochs)]     # batches that make up what was wanted, by epoch
+    each = [n*asked[max(k for k in asked if k <= e)] for e, n in enumerate(parts)]
+    steps = {e: n for e, n in enumerate(each) if not e or n != each[e-1]}
+    stages = c.stages and [dict(s.model_dump(exclude_none=True), bs=found[s.size, s.bs or c.bs]) for s in c.stages]
+    return c.set(dict(bs=found[plan[-1].size, plan[-1].bs], accumulate=config.accumulate if max(parts) == 1 else steps[0] if len(steps) == 1 else steps) | (dict(stages=stages) if stages else {}))

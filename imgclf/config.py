@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
 from .core import InputError, nearest, raise_all, write_text
-from .values import Count, DecaySettings, Factors, Share, Size, Span, StageSettings, Stats, Trackers, Weights, plain, size_of
+from .values import BatchSize, Count, DecaySettings, Factors, Share, Size, Span, StageSettings, Stats, Trackers, Weights, plain, size_of
 from .yamlio import flow_yaml, read_yaml
 
 # %% ../nbs/01_config.ipynb #9aef99f4
@@ -75,12 +75,12 @@ class Config(BaseModel):
         'adam', "optimiser by its fastai name: adam (with decoupled weight decay), sgd, rmsprop, radam, ranger, lamb, larc or qhadam")
     opt_args: dict[str, float|bool] = _f({}, "the optimiser's own arguments, as {mom: .9} for sgd, {mom: .9, sqr_mom: .9, eps: 1e-3} for rmsprop or adam")
     wd: float|None = _f(None, "weight decay, 0 or more; null for the optimiser's default", ge=0)
-    bs: int = _f(64, 'images in a batch, 1 or more', ge=1)
+    bs: BatchSize = _f(64, "images in a batch, 1 or more; 'auto' for 64, halved until a training step fits into the memory and accumulated to 64 again, so that lr stays (batch norm sees the smaller batches); so is a stage's own bs")
     stages: list[StageSettings]|None = _f(None, 'progressive resizing: stages as [{size: 96, epochs: 3}, {size: 128, epochs: 2, lr: 1e-3, bs: 32}], in place of epochs and size; sizes do not fall, the last is that of predictions')
     loss: Literal['auto', 'ce', 'focal', 'bce'] = _f('auto', "loss: 'ce' cross-entropy, 'focal' the same with easy images counting less, 'bce' yes or no for each class; 'auto' ce, or bce for several labels an image")
     focal_gamma: float = _f(2., 'how little easy images count in the focal loss: 0 (as cross-entropy) or more', ge=0)
     label_smoothing: float = _f(0., 'share of the target spread over all classes, from 0 to below 1', ge=0, lt=1)
-    accumulate: Count|dict[int, Count]|None = _f(None, 'batches for one step of the optimiser: a number, or {from epoch: number}; null for 1')
+    accumulate: Count|dict[int, Count]|None = _f(None, 'batches for one step of the optimiser: a number, or {from epoch: number}; null for 1. With bs=auto batches of 64')
     clip: float|None = _f(None, 'largest norm of the gradient, above 0; null for no clipping', gt=0)
     precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = _f('auto', "arithmetic: 'fp32', 'bf16', 'fp16', or 'auto' for the fastest that is safe on the device")
     channels_last: bool|Literal['auto'] = _f('auto', "memory layout with channels last: true, false, or 'auto' for what is faster on the device")
@@ -115,6 +115,11 @@ class Config(BaseModel):
 
     @field_serializer('metric', when_used='json')
     def _name(self, metric): return plain(metric)
+
+    @property
+    def wanted_bs(self)->int:
+        "Images in a batch, `bs`; 64 where that is to be found."
+        return type(self).model_fields['bs'].default if self.bs == 'auto' else self.bs
 
     def __init__(self, /, **settings):
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}      # a file keeps text

@@ -23,12 +23,13 @@ from fastai.learner import Learner
 from fastcore.foundation import L
 from tqdm.auto import tqdm
 
+from .batch import memory_told
 from .callback.average import finish_average, validated_state
 from .callback.plc import ProgressiveLabelCorrection
 from .callback.resize import try_sizes
 from .callback.seed import SeedEpochs, deterministic
 from .callback.track import Track, check_trackers, tracking
-from .compose import config_learner, config_trackers, fit_phases, missing_callbacks, phases
+from .compose import config_learner, config_trackers, fit_phases, missing_callbacks, phases, settle_bs
 from .config import Config
 from .core import InputError, atomic_path, dl_ids, raise_all, some
 from .data.block import vocab_of
@@ -39,6 +40,8 @@ from .learner import check_mix, load_weights, save_weights
 from .metrics import greater_is_better
 from .jobs import check_jobs, in_processes
 from .runs import Run, check_out, load_tensors, open_run, save_tensors
+from .values import plain
+from .yamlio import flow_yaml
 
 # %% ../nbs/41_crossval.ipynb #2aea2fb8
 def pack(tree, name:str, tensors:dict):
@@ -205,15 +208,25 @@ def fit_fold(
     def on_phase(i):
         saver.phase = i
         if i == at[0] and at[1]: saver.load_opt()
-    try:
-        with tracking(learn), learn.no_bar(), learn.no_logging(): fit_phases(learn, plan, at, on_phase)
-    except InputError as e: raise type(e)(str(e).split(':\n\t', 1)[-1]) from None   # without fastai's note on which callback it came from
-    learn.remove_cb(saver)
-    finish_average(learn)     # also where the process died after the last epoch
-    if run.config.score_at == 'best': learn.model.load_state_dict(load_tensors(run.best_file(fold))[0])
-    write_oof(run, fold, learn)
+    with memory_told(learn, lambda wanted: _too_large(run, fold, plan[saver.phase], wanted)):
+        try:
+            with tracking(learn), learn.no_bar(), learn.no_logging(): fit_phases(learn, plan, at, on_phase)
+        except InputError as e: raise type(e)(str(e).split(':\n\t', 1)[-1]) from None   # without fastai's note on which callback it came from
+        learn.remove_cb(saver)
+        finish_average(learn)     # also where the process died after the last epoch
+        if run.config.score_at == 'best': learn.model.load_state_dict(load_tensors(run.best_file(fold))[0])
+        write_oof(run, fold, learn)
     save_weights(learn, run.model_file(fold), fold=fold)
     for f in (run.state_file(fold), run.best_file(fold)): f.unlink(missing_ok=True)
+
+def _too_large(run, fold, phase, wanted):
+    "What to do where memory is used up."
+    c, bs = run.config, phase.bs or run.config.bs
+    size = 'x'.join(map(str, np.atleast_1d(phase.size or c.size)))
+    twice = {k: 2*v for k, v in c.accumulate.items()} if isinstance(c.accumulate, dict) else 2*(c.accumulate or 1)
+    smaller = f"bs=auto, which {'looks again' if run.asked.bs == 'auto' else 'halves the batch until it fits'}" + ('' if bs < 2 else ', or stages with a smaller bs' if c.stages else f', or bs={bs//2} and accumulate={twice}')
+    return (f'fold {fold}: no memory left with batches of {bs} images of {size} pixels{wanted}. The last finished epoch is kept: once others have left more memory, the same command goes on from there. '
+            f'Where it is this training that takes too much, begin in a new folder with {smaller}')
 
 def write_oof(run:Run, fold:int, learn:Learner):
     "Predict the fold's held-out images and put them, by id, into `oof.parquet`."
@@ -276,11 +289,18 @@ def cross_validate(
     if 'fold' not in items: items = make_folds(items, config.folds, group_col=config.group_col, duplicates=config.duplicates, seed=config.seed)
     n, trained = int(items.fold.max()) + 1, []
     if only is not None and (not len(only) or not set(only) <= set(range(n))): raise InputError(f'only={list(only)}: numbers of folds from 0 to {n-1}')
+    if make is not None and config.bs == 'auto': raise InputError('bs=auto beside make, which makes its own batches: find a size for them by find_bs(learn), and leave bs out')
     check_jobs(jobs)
     check_trackers(config.track or ())
     if jobs > 1 and on_epoch is not None: raise InputError(f'jobs={jobs}: on_epoch is called in this process, where no fold is trained then; leave one of them out')
-    ready = {(k := 0 if only is None else min(only)): fresh_learner(items, k, config, make, trained, progress)} if check_out(out, items, config, resume, make) else {}   # what cannot work fails here, before a folder is made
-    with open_run(out, items, config, resume, make) as run, tqdm(unit='img', unit_scale=True, disable=not progress, mininterval=1, smoothing=.05) as bar, deterministic(config.deterministic):
+    found, ready, first = None, {}, 0 if only is None else min(only)
+    if check_out(out, items, config, resume, make):            # what cannot work fails here, before a folder is made
+        found = settle_bs(config, items, first, progress)
+        if progress and config.bs == 'auto': print(f"bs: auto found {flow_yaml({k: plain(getattr(found, k)) for k in ('bs', 'accumulate', 'stages') if getattr(found, k)})}", file=sys.stderr)
+        ready[first] = fresh_learner(items, first, found, make, trained, progress)
+    with open_run(out, items, config, resume, make, found) as run, tqdm(unit='img', unit_scale=True, disable=not progress, mininterval=1, smoothing=.05) as bar, deterministic(config.deterministic):
+        config = run.settled(config)
+        if config != found: ready.clear()        # another process has made the folder meanwhile
         oof = run.partial_oof()
         lost = set(oof.fold[oof[run.prob_cols].isna().any(axis=1)])
         todo = [k for k in range(run.n_splits) if (k in lost or not run.done(k)) and (only is None or k in only)]

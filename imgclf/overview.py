@@ -89,4 +89,4 @@ def rerun(
     if run.info['make'] is not None: raise InputError(f"{run.path.name} was trained with make={run.info['make']}, which the folder does not hold; call cross_validate(run.items, run.config, make=..., out=...)")
     gone = [i for i, p in zip(run.items.id, run.items.path) if not Path(p).is_file()]
     if gone: raise InputError(f'{run.path.name}: {len(gone)} of its {len(run.items)} images are no longer there: {some(gone)}')
-    return Experiment(run.config.set(settings) if settings else run.config).run(out, run.items, progress=progress)
+    return Experiment(run.changed(settings)).run(out, run.items, progress=progress)

@@ -95,6 +95,19 @@ class Run:
 
     def __repr__(self): return f'Run({self.path.name}: {len(self.items)} images, {len(self.vocab)} classes, {sum(map(self.done, range(self.n_splits)))} of {self.n_splits} folds done)'
 
+    @property
+    def asked(self)->Config:
+        "The configuration as it was asked for: with `bs: auto`, where that is what found the numbers."
+        return self.config.set(self.info.get('asked', {}))
+
+    def settled(self, config:Config)->Config:
+        "A configuration of this very experiment, with the numbers that were found for `bs: auto`."
+        return config.set({k: getattr(self.config, k) for k in self.info['asked']}) if config.bs == 'auto' else config
+
+    def changed(self, settings:dict)->Config:
+        "Its configuration with other settings. The numbers found for `bs: auto` stay, unless it is batches or stages that change."
+        return (self.asked if {'bs', 'accumulate', 'stages'} & {*settings} else self.config).set(settings)
+
     def model_file(self, fold:int)->Path: return self.path/'models'/f'fold{fold}.safetensors'
     def state_file(self, fold:int)->Path: return self.path/'state'/f'fold{fold}.safetensors'
     def best_file(self, fold:int)->Path: return self.path/'state'/f'fold{fold}-best.safetensors'
@@ -218,6 +231,7 @@ def open_run(
     config:Config,      # The configuration
     resume:bool=True,   # Go on where a run of the same configuration stopped; False: `out` must be new
     make=None,          # A user's own `make(items, fold)`; its name goes to run.json
+    found:Config=None,  # The configuration with numbers in place of `bs: auto`: what a new folder keeps
 ):                      # Context that gives the `Run`, locked
     "Make a run folder, or open the one of this very experiment. Raises `InputError`, touching nothing, where `out` holds anything else."
     out = Path(out)
@@ -229,7 +243,7 @@ def open_run(
     except Timeout: raise Busy(f'{out}: another process is working on this run; wait for it, or give another folder') from None
     except OSError as e: raise InputError(f'{out} cannot be written ({e.strerror}); choose another place for --out') from None
     with lock:
-        if check_out(out, items, config, resume, make): _make_run(out, items, config, make)      # asked again: another process may have been quicker
+        if check_out(out, items, config, resume, make): _make_run(out, items, config, make, found)      # asked again: another process may have been quicker
         run = Run(out, make)
         if run.config.track != config.track:
             run.config = run.config.set(dict(track=config.track)); run.config.save(out/'config.yaml')
@@ -253,7 +267,7 @@ def check_out(out, items, config, resume=True, make=None)->bool:
         return True
     run = Run(out)
     if not resume: raise InputError(f'{out} holds a run already; give a new folder, or resume it')
-    mine, theirs = (c.model_dump(mode='json', exclude=_FREE) for c in (config, run.config))
+    mine, theirs = (c.model_dump(mode='json', exclude=_FREE) for c in (config, run.asked if config.bs == 'auto' else run.config))
     other = changed(theirs, mine)
     if _make_name(make) != run.info['make']: other.append(f"make is {run.info['make']} there and {_make_name(make)} now")
     if items is not None and run.info['items'] != fingerprint(items): other.append('its images, labels or folds are others')
@@ -270,12 +284,13 @@ def environment()->dict:
                 device=torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(), cpus=os.cpu_count(), threads=torch.get_num_threads(),
                 git=commit, git_changed=changed)
 
-def _make_run(out, items, config, make):
+def _make_run(out, items, config, make, found):
+    if (found or config).bs == 'auto': raise InputError('bs=auto: a run folder keeps numbers; give found=settle_bs(config, items)')
     for o in ('models', 'state'): (out/o).mkdir(exist_ok=True)
-    config.save(out/'config.yaml')
+    (found or config).save(out/'config.yaml')
     save_items(items, out/'items.csv')
     info = dict(format=FORMAT, imgclf=imgclf.__version__, multi=is_multi(items), vocab=vocab_of(items), n_splits=int(items.fold.max()) + 1, items=fingerprint(items),
-                make=_make_name(make), **environment())
+                make=_make_name(make), asked=config.model_dump(mode='json', include={*config.diff(found or config)}), **environment())
     write_json(out/'run.json', info)   # last: a folder without it is no run yet
 
 def _make_name(make): return None if make is None else getattr(make, '__qualname__', type(make).__qualname__)
