@@ -18,6 +18,7 @@ import pandas as pd
 from jinja2 import DictLoader, Environment, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
+from tqdm.auto import tqdm
 
 from .calibration import calibrate_run
 from .core import InputError, atomic_path, is_whole, write_text
@@ -274,7 +275,7 @@ def machine(
 def _explained(run, rows, method):
     "A tile for each mistake; an error where none of its images is there."
     from imgclf.mistakes import explain_mistakes   # it needs the models of runs, and these stand above
-    tiles = [explained_tile(o) for o in explain_mistakes(run, rows, method)]
+    tiles = [explained_tile(o) for o in tqdm(explain_mistakes(run, rows, method), method, len(rows), leave=False, disable=None)]
     if tiles and not any(t['src'] for t in tiles): raise InputError(f'attribution={method!r}: none of the {len(tiles)} images can be opened ({rows.path.iloc[0]}: {tiles[0]["reason"]}); put them back, or leave the attribution out')
     return tiles
 
