@@ -312,9 +312,11 @@ def clean(
 def report(
     runs: Annotated[list[str], typer.Argument(metavar='RUN…', help='run folder; with several, the page compares the others with the first')],
     out: Annotated[Optional[str], typer.Option(metavar='FILE.html', help='where the page of several runs shall be', show_default=False)] = None,
+    attribution: Annotated[Optional[str], typer.Option(metavar='METHOD', help='explain the surest mistakes, each by the model that had held it out: saliency, integrated_gradients, noise_tunnel, deep_lift, gradient_shap or occlusion', show_default=False)] = None,
 ):
     "Write a run's report anew, on one page: folds, curves, classes, confusion, calibration, mistakes, labels, time, settings. Of several runs: their comparison."
     if len(runs) > 1:
+        if attribution: raise InputError('--attribution explains the mistakes of one run; give a single RUN')
         if not out: raise InputError(f'no --out: {len(runs)} runs share a page; name it, as in: --out comparison.html')
         from imgclf.versus import write_comparison
         typer.echo(f'to look at  {write_comparison(*runs, out=out)}')
@@ -323,7 +325,7 @@ def report(
     from imgclf.experiment import load_run
     from imgclf.report import write_report
     r = load_run(runs[0])
-    write_report(r)
+    write_report(r, attribution=attribution)
     _finish(r)
 
 @command(_RESUME)

@@ -179,6 +179,7 @@ def load_model(
 def models(self:Run)->list: # What `load_model` gives, for each fold
     "The trained models of all folds. Raises `InputError` while one is missing."
     self.oof   # complete, or an error that says what is missing
+    if gone := [f'fold{k}.safetensors' for k in range(self.n_splits) if not self.model_file(k).is_file()]: raise InputError(f'{self.path/"models"} lacks {some(gone)}; put the files back, or resume the run, which trains these folds again')
     return [load_model(self.model_file(k)) for k in range(self.n_splits)]
 
 @patch(as_prop=True)

@@ -56,11 +56,10 @@ class Attribution:
         exact = '' if self.delta is None else f', sums to {self.gap + self.delta:.3g} of {self.gap:.3g}'
         return f'Attribution({self.method} for {self.target}, {self.prob:.0%} sure; baseline {self.baseline}{exact})'
 
-    def draw(self,
-        ax,               # matplotlib's
+    def blend(self,
         over=None,        # Another map (H, W) without signs, in place of its own
         smooth:float=.015,# For the eye, pixels share with neighbours within so much of the side: signs that alternate cancel; 0: as it is
-    ):
+    )->np.ndarray:        # (H, W, 3) in [0, 1]
         "The map over the image in grey: red for, blue against; where there is no sign, bright where it matters."
         grey, m = self.image.mean(0).numpy(), self.map if over is None else over
         if (sigma := smooth*max(m.shape)) >= .9 and over is None: m = gaussian_blur(m[None], 2*math.ceil(2*sigma) + 1, sigma)[0]
@@ -70,7 +69,14 @@ class Attribution:
         share = (m/top).clip(-1, 1)
         rgb = colormaps['coolwarm' if signed else 'inferno']((share + 1)/2 if signed else share)[..., :3]
         alpha = (np.abs(share)*.95)[..., None]
-        ax.imshow((.35 + .6*grey if signed else .75*grey)[..., None].repeat(3, -1).clip(0, 1)*(1 - alpha) + rgb*alpha, interpolation='nearest')
+        return (.35 + .6*grey if signed else .75*grey)[..., None].repeat(3, -1).clip(0, 1)*(1 - alpha) + rgb*alpha
+
+    def draw(self,
+        ax,       # matplotlib's
+        over=None, smooth:float=.015, # As in `blend`
+    ):
+        "`blend` as a picture of a figure."
+        ax.imshow(self.blend(over, smooth), interpolation='nearest')
         ax.axis('off')
 
     def show(self, smooth:float=.015)->Figure:

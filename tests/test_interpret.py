@@ -1,4 +1,7 @@
 "Attribution: six methods on networks of every kind, on real runs, with nothing left behind."
+import base64, shutil, xml.etree.ElementTree as ET
+from io import BytesIO
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +13,7 @@ from fastai.vision.augment import Resize
 from fastai.vision.data import ImageBlock, ImageDataLoaders
 from PIL import Image
 
+from imgclf import report
 from imgclf.core import InputError
 from imgclf.crossval import cross_validate
 from imgclf.data.block import fold_dls
@@ -19,6 +23,8 @@ from imgclf.interpret import Explainer, attribute, show_attributions
 from imgclf.learner import make_learner
 from imgclf.models.attribution import METHODS
 from imgclf.models.build import build_model
+from imgclf.report import write_report
+from imgclf.results import worst
 
 pytest.importorskip('captum')
 NETS = dict(resnet18={}, mobilenetv1={}, efficientnet_b0={}, vit=dict(embed_dim=48, depth=2, num_heads=3), attention_cnn=dict(widths=[8, 8, 16, 16, 16], dim=8), graph_attention={}, densenet40={},
@@ -112,7 +118,62 @@ def test_run(run, items, tmp_path):
 def test_run_without_models(items, tmp_path):
     run = cross_validate(items, CONFIG, out=tmp_path/'run', progress=False).run
     run.model_file(1).unlink()
-    with pytest.raises(InputError, match='fold1'): attribute(run, 'im0')
+    with pytest.raises(InputError, match='lacks fold1.safetensors; put the files back, or resume the run'): attribute(run, 'im0')
+
+# -- the report ----------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope='module')
+def erring(items, tmp_path_factory):
+    "A run that is wrong about every image, whatever its models learned."
+    run = cross_validate(items, CONFIG, out=tmp_path_factory.mktemp('runs')/'erring', progress=False).run
+    oof = run.oof.assign(p_light=[float(o == 'dark') for o in items.label], p_dark=[float(o == 'light') for o in items.label])
+    oof.astype({c: 'float32' for c in run.prob_cols}).to_parquet(run.path/'oof.parquet')
+    return load_run(run.path)
+
+def tiles(page):
+    "The explained tiles of a page: id and fold, names of the classes explained, bytes of the pictures."
+    for fig in ET.fromstring(page.read_text(encoding='utf-8')).iter('figure'):
+        if (maps := fig.find("div[@class='maps']")) is not None: yield fig.find('figcaption')[-1].tail, [o.text for o in maps.iter('span')], [base64.b64decode(o.get('src').split(',')[1]) for o in maps.iter('img')]
+
+@pytest.mark.parametrize('method', METHODS)
+def test_report_explains(erring, method):
+    "Each of the surest mistakes beside its attribution by the model that had held it out: the pixels are those that `attribute` gives by hand."
+    page = write_report(erring, attribution=method, n_worst=3, draws=10)
+    found = list(tiles(page))
+    assert len(found) == 3 and 'the one that had held it out' in page.read_text(encoding='utf-8')
+    name, classes, pictures = found[0]
+    row = erring.items.set_index('id').loc[name.split(',')[0]]
+    assert name.endswith(f'fold {row.fold}') and classes == [f'for {dict(light="dark", dark="light")[row.label]}', f'for {row.label}'] and len(pictures) == 3
+    by_hand = [(255*attribute(erring, row.name, method, row.label, fold=k).blend().clip(0, 1)).round().astype(np.uint8) for k in range(2)]
+    assert np.array_equal(np.array(Image.open(BytesIO(pictures[2])).convert('RGB')), by_hand[row.fold]) and not np.array_equal(*by_hand)
+
+def test_report_looks_once(erring, monkeypatch):
+    "Mistakes are looked for once, and each image is opened once."
+    asked, files = [], []
+    monkeypatch.setattr('imgclf.report.worst', lambda run, n, real=report.worst: asked.append(n) or real(run, n))
+    monkeypatch.setattr('PIL.Image.open', lambda *a, real=Image.open, **kw: files.append(a) or real(*a, **kw))
+    write_report(erring, attribution='saliency', n_worst=24, draws=10)
+    assert len(asked) == 1 and len(files) == 24
+
+def test_report_without_pictures(erring, items, tmp_path):
+    "One image gone: its tile says why. All gone: one message, and the page that was there stays."
+    shutil.copytree(erring.path, tmp_path/'run')
+    run, gone = load_run(tmp_path/'run'), tmp_path/'gone'
+    at = worst(run, 2).id.iloc[0]
+    run.items.loc[run.items.id == at, 'path'] = str(gone)
+    assert [pictures and len(pictures) for _, _, pictures in tiles(write_report(run, attribution='saliency', n_worst=2, draws=10))] == [3]
+    assert 'no such file' in (run.path/'report.html').read_text(encoding='utf-8')
+    before = (run.path/'report.html').read_bytes()
+    run.items['path'] = str(gone)
+    with pytest.raises(InputError, match='none of the 2 images can be opened .*gone: no such file.*; put them back, or leave the attribution out'): write_report(run, attribution='saliency', n_worst=2)
+    assert (run.path/'report.html').read_bytes() == before
+
+def test_report_of_several_labels(items, tmp_path):
+    "The label that was furthest off is the one explained."
+    tags = items.assign(label=[('light', 'odd') if o == 'light' else () for o in items.label])
+    run = cross_validate(tags, CONFIG | dict(loss='bce'), out=tmp_path/'run', progress=False).run
+    run.oof.assign(p_light=np.float32(.9), p_odd=np.float32(.2)).to_parquet(run.path/'oof.parquet')
+    said = {o[0].split(',')[0]: o[1] for o in tiles(write_report(load_run(run.path), attribution='saliency', draws=10))}
+    assert said == {r.id: ['for odd' if r.label else 'for light'] for r in tags.itertuples()}
 
 def test_own_learners(items, tmp_path):
     "A run of a user's own learners."
@@ -120,7 +181,19 @@ def test_own_learners(items, tmp_path):
     run = cross_validate(items, None, make=make, out=tmp_path/'run', progress=False).run
     a = attribute(run, 'im3', 'saliency')
     assert a.spread is not None and abs(a.prob - run.predict(items[3:4], progress=False).confidence.iloc[0]) < .02
-    with pytest.raises(InputError, match='make='): attribute(load_run(run.path), 'im3')
+    for f in (lambda: attribute(load_run(run.path), 'im3'), lambda: write_report(load_run(run.path), attribution='saliency')):
+        with pytest.raises(InputError, match=r'was trained with make=.* open it by load_run\(path, make=...\)'): f()
+    assert list(tiles(write_report(load_run(run.path, make), attribution='saliency', draws=10)))
+
+def test_model_without_gradients(items):
+    "One message that names the method that needs none."
+    class Numpy(torch.nn.Module):
+        def forward(self, x): return torch.from_numpy(np.stack([x.detach().mean((1, 2, 3)).numpy()]*2, 1)) + 0*torch.arange(2.)
+    net, kw = Numpy(), dict(stats=([.5]*3, [.25]*3), size=16)
+    for method in METHODS:
+        if method != 'occlusion':
+            with pytest.raises(InputError, match="gives no gradient .*method='occlusion' needs none"): attribute(net, image(0), method, **kw)
+    assert attribute(net, image(0), 'occlusion', window=8, stride=8, **kw).values.shape == (3, 16, 16)
 
 def test_fastai_loaders(items):
     "DataLoaders of fastai's own: the same pixels as in validation, by path and as a picture."

@@ -97,6 +97,8 @@ def test_report_of_one(imgclf, world):
     assert code == 0 and 'Out-of-fold accuracy' in out, err
 
 @pytest.mark.parametrize('args,part', [
+    (('report', 'runs/base', '--attribution', 'salience'), 'did you mean saliency'), (('report', 'runs/base', 'runs/strong', '--attribution', 'saliency', '--out', 'x.html'), 'the mistakes of one run'),
+    (('report', 'runs/base', '--attribution', 'saliency'), 'a saved model is two files'),
     (('report', 'runs/base', 'runs/strong'), 'no --out: 2 runs share a page'), (('report', 'runs/base', '--out', 'x.html'), '--out is for a comparison'),
     (('compare', 'runs/base', 'runs/other', '--report', 'no.html'), 'are in other folds'), (('compare', 'runs/base', 'runs/strong', '--report', 'nowhere/x.html'), 'no such folder'),
     (('compare', 'runs/base', '--report', 'no.html'), 'alone cannot be compared'), (('compare', 'runs/base', 'runs/strong', '--report', 'runs'), 'is a folder; name a file')])
