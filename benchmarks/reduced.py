@@ -47,7 +47,7 @@ def hits(run, ids, decoder):
         else:
             parts, config = [], run.config.set(dict(pretrained=False, weights=None, decoder=decoder))
             for k in range(run.n_splits):
-                learn = config_learner(config, run.items, k)
+                learn = config_learner(config, run.items, k, progress=False)
                 load_weights(learn, run.model_file(k))
                 with learn.no_bar(), learn.no_logging(): probs = learn.get_preds(dl=learn.dls.valid)[0]
                 parts.append(pd.DataFrame(probs.float().numpy(), index=run.items.id[run.items.fold == k], columns=run.prob_cols))
