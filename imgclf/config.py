@@ -51,7 +51,7 @@ class Config(BaseModel):
     aug: bool|dict[str, Any] = _f(True, 'augment the training images: true, false, or arguments of presize_tfms as {flip_vert: true, max_rotate: 5}')
     stats: Stats = _f('auto', "normalisation: 'auto' the pretrained model's own, 'imagenet', 'train' measured on the training rows, or [mean, std], 3 numbers each")
     decoder: Literal['exact', 'reduced'] = _f('exact', "how JPEGs are decoded: 'exact' every pixel, 'reduced' at a fraction of their size where that is still large enough (faster; edges differ a little)")
-    cache: Literal['auto', 'disk', 'ram']|None = _f(None, "keep the resized images, each file decoded once for all epochs and folds: on 'disk' (for later runs too), in 'ram', or 'auto' for where there is room; null reads the files again each epoch")
+    cache: Literal['auto', 'disk', 'ram']|None = _f('auto', "keep the resized images, each file decoded once for all epochs and folds: 'auto' on the disk (for later runs too), else in memory, else not at all, and never with other pixels; 'disk' or 'ram', as JPEG where room is short; null reads the files again each epoch")
     # balance
     oversample: Factors = _f(None, "repeat training rows of rare labels: 'balance', or factors from 1 by label as {rust: 3}; null for none")
     undersample: Literal['min']|Count|dict[str, Count]|None = _f(None, "keep some training rows of frequent labels: 'min' as many of each as of the rarest, at most so many of each, or {label: rows}; null for all")

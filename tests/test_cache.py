@@ -11,6 +11,7 @@ from PIL import Image
 
 import imgclf.data.cache as cache_module
 import imgclf.data.decode as decode_module
+import imgclf.data.loader as loader_module
 from imgclf.core import InputError
 from imgclf.crossval import cross_validate
 from imgclf.data.block import fold_dls, items_dl
@@ -21,7 +22,7 @@ from imgclf.experiment import load_run
 from imgclf.learner import make_learner
 from imgclf.tta import tta
 
-SETTINGS = dict(arch='test_resnet', pretrained=False, size=24, presize=32, bs=8, folds=3, schedule='one_cycle', epochs=2, lr=1e-2, duplicates=False, precision='fp32', seed=3)
+SETTINGS = dict(arch='test_resnet', pretrained=False, size=24, presize=32, bs=8, folds=3, schedule='one_cycle', epochs=2, lr=1e-2, duplicates=False, precision='fp32', seed=3, cache=None)
 
 def photos(folder, n, side=40):
     folder.mkdir()
@@ -75,28 +76,42 @@ def same(a, b):
 @pytest.mark.parametrize('kw', [{}, dict(method='pad'), dict(method='crop'), dict(oversample={'a': 2}), dict(sampler='weighted'), dict(size=(24, 16), presize=(36, 24)), dict(aug=False), dict(decoder='reduced'), dict(stats='train'), dict(bs=7, val_bs=3)], ids=str)
 def test_batches_are_the_same(items, kw, monkeypatch):
     kw = dict(size=24, presize=32, bs=8) | kw
-    a, b = (fold_dls(items, 1, cache=o, num_workers=0, **kw) for o in (None, 'disk'))
-    want = [[list(dls) for dls in a] for _ in (0, 1)]
+    by_item, plain, cached = (fold_dls(items, 1, cache=o, num_workers=0, **kw) for o in (None, None, 'disk'))
+    def epochs(dls):
+        for e in (0, 1):
+            for dl in dls: dl.epoch = e; yield from list(dl)
+    with monkeypatch.context() as m:
+        m.setattr(loader_module, '_batches', lambda dl: None)                              # fastai's own way
+        want = list(epochs(by_item))
     monkeypatch.setattr(SeededDL, 'do_item', lambda *_: pytest.fail('an item was made'))
-    for _ in (0, 1):
-        for dl, w in zip(b, want[_]): same(dl, w)
-        for dl in b: dl.epoch = 1
-        if not _:
-            monkeypatch.undo()
-            for dl in a: dl.epoch = 1
-            want[1] = [list(dl) for dl in a]
-            monkeypatch.setattr(SeededDL, 'do_item', lambda *_: pytest.fail('an item was made'))
+    for dls in (plain, cached): same(epochs(dls), want)
 
-def test_multi_label(items):
+def test_multi_label(items, monkeypatch):
     several = items.assign(label=[('a', 'b') if i % 3 else () for i in range(len(items))])
-    same(*(fold_dls(several, 1, size=24, bs=8, cache=o, num_workers=0).train for o in ('ram', None)))
+    a, b, c = (fold_dls(several, 1, size=24, bs=8, cache=o, num_workers=0).train for o in ('ram', None, None))
+    with monkeypatch.context() as m:
+        m.setattr(loader_module, '_batches', lambda dl: None)
+        want = list(c)
+    monkeypatch.setattr(SeededDL, 'do_item', lambda *_: pytest.fail('an item was made'))
+    for dl in (a, b): same(dl, want)
+
+@pytest.mark.parametrize('cache', [None, 'ram'])
+def test_targets_are_made_once_a_label(items, cache, monkeypatch):
+    dls, asked = fold_dls(items, 1, size=24, bs=8, cache=cache, num_workers=0), []
+    for dl in dls:
+        pipe = dl.dataset.tls[1]
+        monkeypatch.setattr(pipe, '_after_item', lambda o, f=pipe._after_item: asked.append(o) or f(o))
+    y = [y for dl in dls for _ in (0, 1) for _, y in dl]
+    assert len(asked) == 2*2 and sum(map(len, y)) == 2*len(items)                           # two loaders, two labels; two epochs
 
 # -- decoded once ------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize('cache', ['ram', 'disk', 'auto'])
-def test_five_folds_decode_once(items, tmp_path, decodes, cache):
-    run(items, tmp_path/'run', cache=cache, method='crop', stats='train', folds=5)
+@pytest.mark.parametrize('kw', [dict(cache='ram'), dict(cache='disk'), dict(cache='auto'), {}], ids=str)
+def test_five_folds_decode_once(items, tmp_path, decodes, kw, monkeypatch):
+    "Also where nobody speaks of a cache."
+    if not kw: monkeypatch.delitem(SETTINGS, 'cache')
+    run(items, tmp_path/'run', **kw, method='crop', stats='train', folds=5)
     assert decodes() == len(items)
-    run(items, tmp_path/'again', cache=cache, method='crop', seed=4, oversample={'a': 2})     # another experiment
+    run(items, tmp_path/'again', **kw, method='crop', seed=4, oversample={'a': 2})     # another experiment
     assert decodes() == len(items)
 
 def test_without_a_cache_every_epoch_decodes(items, tmp_path, decodes):
@@ -299,21 +314,24 @@ def test_budget(items, monkeypatch):
     room(2*need - 1, 2*need)
     assert made('auto') == ('40 images in memory', '')
     room(need, need)
-    for cache, where in (('auto', 'on disk'), ('ram', 'in memory')):
+    held, said = made('auto')
+    assert held == 'None' and said.count('free') == 2 and 'JPEG' not in said                 # it never alters a pixel
+    for cache, where in (('disk', 'on disk'), ('ram', 'in memory')):
         held, said = made(cache)
         assert held == f'40 images {where} as JPEG' and 'off by one or two of 255' in said
     room(10**9, 10**9)
     assert made('ram') == ('40 images in memory', '') and made('disk')[0] == '40 images on disk as JPEG'     # that is there already: the same pixels as before
+    assert made('auto') == ('40 images on disk', '')
     clear_caches()
     assert made('disk') == ('40 images on disk', '')
     room(100, 100)
     held, said = made('auto', 33)
-    assert held == 'None' and said.count('free') == 3 and 'decoded in each epoch' in said
+    assert held == 'None' and said.count('free') == 2 and 'decoded in each epoch' in said
 
 def test_jpeg_cache_trains(items, tmp_path, monkeypatch, decodes):
     monkeypatch.setattr(cache_module, 'free_disk', lambda f: 40*3*32*32); monkeypatch.setattr(cache_module, 'free_memory', lambda: 40*3*32*32)
     with pytest.warns(UserWarning, match='JPEG of quality 95'):
-        a, b = (run(items, tmp_path/f'run{w}', cache='auto', num_workers=w, epochs=1, folds=2) for w in (0, 2))
+        a, b = (run(items, tmp_path/f'run{w}', cache='disk', num_workers=w, epochs=1, folds=2) for w in (0, 2))
     pd.testing.assert_frame_equal(a.oof, b.oof, check_exact=True)
     assert decodes() == len(items) and json.loads((tmp_path/'run0/models/fold0.json').read_text())['jpeg_cache'] is True
 

@@ -27,7 +27,7 @@ from .augment import presize_tfms
 from .cache import CACHES, fill_cache
 from .decode import PresizeImage, check_fit, check_size, fit_pixels, presized, window
 from .fold import split_fold
-from .loader import SeededDL
+from .loader import SeededDL, TagReader
 from .sample import oversample as oversample_rows, sample_weights, undersample as undersample_rows
 from .source import is_multi
 
@@ -77,8 +77,6 @@ def channel_stats(
 IMAGENET = ([.485, .456, .406], [.229, .224, .225])
 _STATS = ('auto', 'train', 'imagenet')
 
-def _labels(row): return list(row['label'])   # a list: fastai would take a tuple's parts one by one
-
 def _figures(stats): return np.shape(stats) == (2, 3) and np.isfinite(stats).all() and np.min(stats[1]) > 0
 
 def _problems(size, presize, method, stats, cache, decoder, aug, batch_tfms):
@@ -125,7 +123,7 @@ def fold_block(
     tfms = presize_tfms(size, **aug) if isinstance(aug, dict) else presize_tfms(size, random=aug)
     image = TransformBlock(type_tfms=PresizeImage(hw, method, decoder, held, as_pil=bool(item_tfms)), batch_tfms=IntToFloatTensor)
     return DataBlock(blocks=(image, MultiCategoryBlock(vocab=vocab) if multi else CategoryBlock(vocab=vocab)), dl_type=SeededDL,
-                     get_x=ColReader('path'), get_y=_labels if multi else ColReader('label'), splitter=lambda _: (list(range(n)), list(range(n, len(rows)))),
+                     get_x=ColReader('path'), get_y=(TagReader if multi else ColReader)('label'), splitter=lambda _: (list(range(n)), list(range(n, len(rows)))),
                      item_tfms=item_tfms, batch_tfms=[*tfms, *(batch_tfms or []), norm]), rows
 
 # %% ../../nbs/data/06_block.ipynb #8c1a8346
@@ -146,7 +144,7 @@ def fold_dls(
     sampler=None,         # 'weighted': an epoch's rows are drawn, each label equally likely (`epoch_coverage` says how many differ)
     aug=True,             # True, False, or a dict of arguments of `presize_tfms`
     stats='auto',         # 'auto': ImageNet's, until `make_learner` puts the pretrained model's own; 'imagenet'; 'train': of this fold's training rows; (mean, std)
-    cache:str=None,       # Decode each image once, ever, and keep the pixels: on 'disk', in 'ram', or 'auto' (`imgclf.data.cache`)
+    cache:str=None,       # Decode each image once, ever, and keep the pixels: on 'disk', in 'ram', or 'auto', either of them (`imgclf.data.cache`)
     decoder:str='exact',  # 'exact', or 'reduced': JPEGs at least twice as large are decoded at a fraction of their size
     seed:int=42,          # Of the order and the augmentation
     num_workers:int=None, # Worker processes; None: none below 300 images or where batches are read from a cache, else one a core, 8 at most

@@ -221,7 +221,7 @@ def _build(cache, stamps, progress):
 
 # %% ../../nbs/data/00a_cache.ipynb #9fdba3cc
 _OPEN = {}     # folder, or settings of one in memory -> PresizeCache: one a process
-CACHES = dict(auto=[('disk', 'raw'), ('ram', 'raw'), ('disk', 'jpeg')], disk=[('disk', 'raw'), ('disk', 'jpeg')], ram=[('ram', 'raw'), ('ram', 'jpeg')])
+CACHES = dict(auto=[('disk', 'raw'), ('ram', 'raw')], disk=[('disk', 'raw'), ('disk', 'jpeg')], ram=[('ram', 'raw'), ('ram', 'jpeg')])
 
 def _open_cache(about, folder):
     key = folder or json.dumps(about)
@@ -239,7 +239,7 @@ def fill_cache(
     hw:tuple,            # (height, width) in pixels
     method:str='squish', # 'squish', 'pad' or 'crop'
     decoder:str='exact', # 'exact' or 'reduced'
-    cache:str='auto',    # 'disk', 'ram' or 'auto'
+    cache:str='auto',    # 'disk', 'ram', or 'auto': either of them, but raw pixels alone
     progress:bool=True,  # Say what it takes, and show a bar, where it takes a while
 )->PresizeCache:         # Holds all the files; None where there is no room, and a warning says so
     "Decode the files that the cache does not hold yet. Raises `InputError` naming a file that cannot be read."

@@ -6,8 +6,8 @@ Docs: https://imgclf.github.io/imgclf/data/decode.html.md"""
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'METHODS', 'DECODERS', 'ImageError', 'open_image', 'orientation', 'as_rgb', 'load_image', 'decode_jpeg',
-           'load_pixels', 'check_size', 'fit_shape', 'fit_pixels', 'window', 'presized', 'SafeImage', 'check_fit',
-           'PresizeImage', 'PresizeBlock']
+           'load_pixels', 'check_size', 'fit_shape', 'to_planes', 'fit_pixels', 'window', 'presized', 'SafeImage',
+           'check_fit', 'PresizeImage', 'PresizeBlock']
 
 # %% ../../nbs/data/00_decode.ipynb #bba1d2e1
 import io, os, random
@@ -181,14 +181,27 @@ def fit_shape(
 
 def _resize(x, hw):
     if tuple(x.shape[-2:]) == tuple(hw): return x
-    return F.interpolate(x[None], size=hw, mode='bilinear', antialias=True)[0]
+    x = x.permute(1, 2, 0)[None].permute(0, 3, 1, 2)     # so torch sees that the channels come last, and is twice as fast; it does not in `x[None]`
+    return F.interpolate(x, size=hw, mode='bilinear', antialias=True)[0]
+
+def to_planes(
+    x:torch.Tensor,         # uint8 (3, h, w), in memory in any order
+    out:torch.Tensor=None,  # Where to write; None: new, or `x` itself where that is contiguous
+)->torch.Tensor:            # `out`
+    "Copy pixels to where a channel lies behind the other: one by one, in half of the time that torch takes for all."
+    if out is None and x.is_contiguous(): return x
+    if out is None: out = torch.empty(x.shape, dtype=x.dtype)
+    for o, plane in zip(out.numpy(), x.numpy()): o[...] = plane
+    return out
 
 def fit_pixels(
     x:torch.Tensor,    # uint8 (3, h, w)
     hw:tuple,          # (height, width) in pixels
     method:str,        # 'squish', 'pad' or 'crop'
     shape:tuple=None,  # What the whole image is resized to; None: `fit_shape`
-)->torch.Tensor:       # uint8 (3, *hw), contiguous; for 'crop' its short side fits, and `window` takes the rest
+    out:torch.Tensor=None,  # (3, *hw) to write to, as one image of a batch; for 'crop' what `window` takes
+    place=(.5, .5),    # Where that window lies; without `out` nobody asks
+)->torch.Tensor:       # uint8 (3, *hw), contiguous; for 'crop' without `out` its short side fits, and `window` takes the rest
     "Bring pixels to a size, with antialiasing."
     shape = shape or fit_shape(x.shape[-2:], hw, method)
     if method == 'crop':
@@ -198,9 +211,10 @@ def fit_pixels(
                 x = x.narrow(axis, (x.shape[axis] - kept)//2, kept)
         shape = tuple(min(n, _LONGEST*most) for n, most in zip(shape, hw))
     x = _resize(x, shape)
-    if method != 'pad' or shape == hw: return x.contiguous()
-    out, (top, left) = x.new_zeros(3, *hw), (round((a - b)/2) for a, b in zip(hw, shape))
-    out[:, top:top+shape[0], left:left+shape[1]] = x
+    if method == 'crop' and out is not None: x = window(x, hw, place)
+    if method != 'pad' or shape == hw: return to_planes(x, out)
+    out, (top, left) = x.new_zeros(3, *hw) if out is None else out.zero_(), (round((a - b)/2) for a, b in zip(hw, shape))
+    to_planes(x, out[:, top:top+shape[0], left:left+shape[1]])
     return out
 
 def window(
@@ -222,6 +236,8 @@ def presized(
     method:str='squish',        # 'squish', 'pad' or 'crop'
     decoder:str='exact',        # 'exact', or 'reduced': JPEGs at least twice as large are decoded at a fraction of their size
     max_pixels:int|None=None,   # Refuse larger images; `MAX_PIXELS` unless given
+    out:torch.Tensor=None,      # As in `fit_pixels`
+    place=(.5, .5),             # As in `fit_pixels`
 )->torch.Tensor:                # uint8 (3, h, w), contiguous: of the size; for 'crop' the short side fits (`window`)
     "An image file at one size. Raises `ImageError` naming the file and the reason."
     with open_image(src, max_pixels=max_pixels) as im:
@@ -231,7 +247,7 @@ def presized(
             shape = fit_shape(im.size if turned else im.size[::-1], hw, method)
             reduced = shape[::-1] if turned else shape
         x = _pixels(im, reduced)
-    return fit_pixels(x, hw, method, shape)
+    return fit_pixels(x, hw, method, shape, out, place)
 
 # %% ../../nbs/data/00_decode.ipynb #674ea021
 class SafeImage(PILImage):
@@ -273,10 +289,20 @@ class PresizeImage(RandTransform):
     def name(self): return f'PresizeImage -- {self.method} to {self.hw[0]} × {self.hw[1]}, {self.decoder} decoder' + (f', from {self.cache}' if self.cache is not None else '') + '\n'
     def before_call(self, b, split_idx): self.place = (.5, .5) if split_idx or self.method != 'crop' else (random.random(), random.random())
 
+    def write(self,
+        o,                # A path, or the bytes of an image file
+        place:tuple,      # Where a crop lies, as in `window`
+        out:torch.Tensor, # uint8 (3, h, w)
+    ):
+        "Write an image's pixels to `out`: it may be a part of a batch, so nothing is copied twice."
+        x = None if self.cache is None or isinstance(o, bytes) else self.cache.read(o)
+        if x is None: presized(o, self.hw, self.method, self.decoder, out=out, place=place)
+        else: out.copy_(window(x, self.hw, place))
+
     def encodes(self, o):
-        if not isinstance(o, (str, Path, bytes)): x = fit_pixels(torch.from_numpy(np.array(SafeImage.create(o))).permute(2, 0, 1), self.hw, self.method)
-        elif self.cache is None or isinstance(o, bytes) or (x := self.cache.read(o)) is None: x = presized(o, self.hw, self.method, self.decoder)
-        x = window(x, self.hw, self.place).contiguous()
+        x = torch.empty(3, *self.hw, dtype=torch.uint8)
+        if isinstance(o, (str, Path, bytes)): self.write(o, self.place, x)
+        else: fit_pixels(torch.from_numpy(np.array(SafeImage.create(o))).permute(2, 0, 1), self.hw, self.method, out=x, place=self.place)
         return SafeImage(Image.fromarray(x.permute(1, 2, 0).numpy())) if self.as_pil else TensorImage(x)
 
 def PresizeBlock(
