@@ -89,7 +89,7 @@ With = Annotated[Optional[list[str]], typer.Option('--with', metavar='RUN', help
 AugOf = Annotated[str, typer.Option('--aug', help='copies as in training (train), or half (light) or twice (heavy) as far from the image')]
 Calibrate = Annotated[bool, typer.Option('--calibrate', help='probabilities as sure as the out-of-fold predictions ask for; the predicted class stays')]
 
-_YAML = {'oversample', 'undersample', 'class_weights', 'accumulate', 'stages', 'arch_args', 'plc_warmup'}   # options whose values are more than a word or a number
+_YAML = {'bs', 'oversample', 'undersample', 'class_weights', 'accumulate', 'stages', 'arch_args', 'plc_warmup'}   # options whose values are more than a word or a number
 
 def make_config(
     given:dict,       # Options by name; those that are no settings, or `None`, are left aside
