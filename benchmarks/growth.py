@@ -3,14 +3,15 @@
     python benchmarks/growth.py [--sizes 1000,10000,100000] [--only 'scan;folds'] [--folder DIR]
     python benchmarks/growth.py --report
 
-Each step is run in a process of its own, after a warm-up on a hundred images. Time is processor time of the process and its children,
+Each step is run in a process of its own (a fork), after a warm-up on a hundred images. Time is processor time of the process and its children,
 which other work on the machine hardly changes; memory is the highest resident set over that before the step began, without the
 processes it starts. The exponent is the slope of log time over log images between the two largest sizes: 1 is linear.
 
 Images are hard links to 400 JPEGs of 160 × 120, so that a hundred thousand of them take no disk. To the library each name is a file of
 its own: it is listed, opened, hashed and decoded by itself. What is keyed by content collapses: `duplicates` finds 400 groups whatever
 the number of images, and folds that keep copies together would deal 400 groups, so `folds` and `folds, groups` have
-duplicates=False. The presize cache is keyed by path: it holds every link's pixels, at 64 × 64.
+duplicates=False. The presize cache is keyed by path: it holds every link's pixels, at 64 × 64. An epoch reads them from a mapped file, whose
+pages (12,288 bytes an image) count as memory here, though the system takes them back when it needs them.
 """
 import argparse, gc, json, os, resource, sys, tempfile, warnings
 from pathlib import Path
@@ -165,7 +166,7 @@ def run(a):
                 os.environ['XDG_CACHE_HOME'] = f'{folder}/home{n}'
                 rows.append(dict(step=step, images=n, **measure(step, root, warm)))
                 print(f'{n:9,} {step:22} {rows[-1]["seconds"]:9.3f} s {rows[-1]["memory"]/1e6:9.1f} MB', flush=True)
-    pd.DataFrame(rows).round(4).to_csv(a.csv, index=False)
+                pd.DataFrame(rows).round(4).to_csv(a.csv, index=False)       # as far as it is
 
 def exponents(t):
     "Slopes between the two largest sizes, of time and of memory."
