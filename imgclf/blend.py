@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
-from sklearn.linear_model import LinearRegression
+from scipy.optimize import nnls
 
-from .core import InputError, raise_all
+from .core import InputError, raise_all, row_parts
 from .experiment import as_predictions, images_to_items, load_run
 from .metrics import greater_is_better, paired_gain
 from .runs import Run, alike
@@ -26,9 +26,21 @@ def blend_weights(
     targs,      # (N,) class numbers, or 0/1 (N, C)
 )->np.ndarray:  # (R,), not negative, sum 1
     "Non-negative least squares of the true class on the models' probabilities, scaled to sum to 1. Equal weights where nothing is learnt."
-    probs, targs = np.asarray(probs, np.float64), np.asarray(targs)
-    y = np.eye(probs.shape[2])[targs] if targs.ndim == 1 else targs
-    w = LinearRegression(positive=True, fit_intercept=False).fit(probs.reshape(len(probs), -1).T, y.reshape(-1)).coef_
+    probs, targs = [np.asarray(p) for p in probs], np.asarray(targs)
+    return _solve(sum(_moments(probs, targs, s) for s in row_parts(probs[0].shape)))
+
+def _moments(probs, targs, at):
+    "Products of the models' probabilities with each other and with the truth, summed over rows (R, R + 1): all that least squares needs of them."
+    x, t = np.stack([p[at].astype(np.float64).ravel() for p in probs]), targs[at]
+    y = np.eye(probs[0].shape[1])[t] if t.ndim == 1 else t.astype(np.float64)
+    return x @ np.concatenate([x, y.reshape(1, -1)]).T
+
+def _solve(moments):
+    "Weights from sums of `_moments`: least squares for a matrix that has the same products as the long one."
+    values, vectors = np.linalg.eigh(moments[:, :-1])
+    keep = values > values.max()*1e-12            # models that say the same add nothing
+    root = np.sqrt(values[keep])
+    w = nnls(root[:, None]*vectors.T[keep], vectors.T[keep] @ moments[:, -1]/root)[0]
     return np.full(len(w), 1/len(w)) if w.sum() <= 0 else w/w.sum()
 
 # %% ../nbs/48_blend.ipynb #b5ba2197
@@ -82,17 +94,22 @@ def blend_runs(
         if o.config.suffix != first.config.suffix: problems.append(f'{name} has ids with the suffix {o.config.suffix!r}, {names[0]} with {first.config.suffix!r}')
     raise_all(problems, 'blend_runs')
     metric, ids, targs, fold = metric or first.config.metric, first.items.id, first.targets(), first.items.fold.to_numpy()
-    probs = np.stack([o.oof.set_index('id').loc[ids, first.prob_cols].to_numpy(np.float64) for o in runs])
-    mixed = np.zeros_like(probs[0])
-    for k in range(first.n_splits):
-        w = blend_weights(probs[:, fold != k], targs[fold != k])
-        mixed[fold == k] = np.tensordot(w, probs[:, fold == k], 1)
-    entries = dict(zip(names, probs)) | dict(mean=probs.mean(0), blend=mixed)
+    probs = [o.probs(first.items) for o in runs]
+    parts = row_parts(probs[0].shape)
+    own = [sum(_moments(probs, targs, s.start + np.flatnonzero(fold[s] == k)) for s in parts) for k in range(first.n_splits)]
+    weights, whole = np.stack([_solve(sum(own) - o) for o in own]), sum(own)
+    mean, mixed = (np.empty(probs[0].shape[::-1], np.float32).T for _ in range(2))
+    for s in parts:
+        each = np.stack([p[s] for p in probs], dtype=np.float64)
+        mean[s], mixed[s] = each.mean(0), np.einsum('nr,rnc->nc', weights[fold[s]], each)
+    entries = dict(zip(names, probs)) | dict(mean=mean, blend=mixed)
     scored = first.scored                                       # by true labels where there are; weights never see these
     at = pd.Index(ids).get_indexer(scored.id)
-    gains = lambda entries, **kw: paired_gain({k: p[at] for k, p in entries.items()}, first.targets(scored), metric, vocab=first.vocab, multi=first.info['multi'], **kw)
+    every = np.array_equal(at, np.arange(len(ids)))
+    gains = lambda entries, **kw: paired_gain({k: p if every else p[at] for k, p in entries.items()}, first.targets(scored), metric, vocab=first.vocab, multi=first.info['multi'], **kw)
     single = gains(dict(zip(names, probs)), n=10).score
     best = single.idxmax() if greater_is_better(metric) else single.idxmin()
     table = gains({best: entries.pop(best), **entries})
-    oof = first.items[['id', 'fold']].assign(**dict(zip(first.prob_cols, mixed.T.astype(np.float32))))
-    return Blend(runs, pd.Series(blend_weights(probs, targs), index=names), table, oof)
+    oof = pd.DataFrame(mixed, columns=first.prob_cols, copy=False)
+    for i, c in enumerate(('id', 'fold')): oof.insert(i, c, first.items[c])
+    return Blend(runs, pd.Series(_solve(whole), index=names), table, oof)

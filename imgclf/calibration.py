@@ -17,16 +17,23 @@ from matplotlib.figure import Figure
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import expit, logit, softmax
 
-from .core import InputError, is_whole, some
+from .core import InputError, is_whole, row_parts, some
 from .metrics import accuracy_interval, score
-from .runs import Run
+from .runs import Run, oof_probs
 
 # %% ../nbs/42a_calibration.ipynb #9e5ca151
 def _said(probs, targs):
     "What was said and what was true: of each image its prediction, and whether it is right; of several labels each one's probability, and whether it is there."
-    probs, targs = np.asarray(probs, np.float64), np.asarray(targs)
+    probs, targs = _table(probs), np.asarray(targs)
     score('log_loss', probs, targs, multi=targs.ndim > 1)       # refuses what is no probability, and targets that do not fit
-    return (probs, targs.astype(float)) if targs.ndim > 1 else (probs.max(1, keepdims=True), (probs.argmax(1) == targs).astype(float)[:, None])
+    if targs.ndim > 1: return probs.astype(np.float64), targs.astype(float)
+    top = np.concatenate([probs[s].argmax(1) for s in row_parts(probs.shape)])
+    return probs[np.arange(len(probs)), top].astype(np.float64)[:, None], (top == targs).astype(float)[:, None]
+
+def _table(probs):
+    "An array of floats as it is, anything else as float64: a large table is worked on in parts, not copied."
+    probs = np.asarray(probs)
+    return probs if probs.dtype in (np.float32, np.float64) else probs.astype(np.float64)
 
 def _bins(said, n_bins):
     "Number of the bin of each, as scikit-learn counts them: a value on an edge belongs below it."
@@ -40,7 +47,10 @@ def reliability(
     level:float=.95, # Confidence
 )->pd.DataFrame:     # A row a bin that is not empty: `from, to, images` (or decisions), `said` and `right` (means, 0 to 1), `low, high` of `right`
     "How often predictions are right, by how sure they are."
-    said, right = (o.ravel() for o in _said(probs, targs))
+    return _reliability(*_said(probs, targs), n_bins, level)
+
+def _reliability(said, right, n_bins, level):
+    said, right = said.ravel(), right.ravel()
     at, edges = _bins(said, n_bins), np.linspace(0, 1, n_bins + 1)
     n, p, k = (np.bincount(at, w, n_bins) for w in (None, said, right))
     rows = [(edges[i], edges[i + 1], n[i], p[i]/n[i], k[i]/n[i], *accuracy_interval(k[i], n[i], level)) for i in np.flatnonzero(n)]
@@ -76,6 +86,9 @@ def calibration_error(
 # %% ../nbs/42a_calibration.ipynb #0d003559
 def _losses(probs, targs):
     "Log loss and Brier score of each image (N, 2)."
+    return np.concatenate([np.empty((0, 2)), *(_losses_of(np.asarray(probs[s], np.float64), targs[s]) for s in row_parts(probs.shape))])
+
+def _losses_of(probs, targs):
     p = np.asarray(probs, np.float64)
     safe = p.clip(np.finfo(np.float64).eps, 1 - np.finfo(np.float64).eps)
     if targs.ndim > 1: return np.stack([-np.where(targs == 1, np.log(safe), np.log(1 - safe)).mean(1), ((p - targs)**2).mean(1)], 1)
@@ -87,7 +100,7 @@ def brier(
 )->float:
     "Brier score."
     _said(probs, targs)
-    return float(_losses(probs, np.asarray(targs))[:, 1].mean())
+    return float(_losses(_table(probs), np.asarray(targs))[:, 1].mean())
 
 # %% ../nbs/42a_calibration.ipynb #ba118408
 T_RANGE = (.05, 20.)
@@ -105,12 +118,16 @@ def temper(
 def fit_temperature(
     probs, # (N, C) probabilities of images that the model was not trained on
     targs, # As in `reliability`
+    rows:np.ndarray=None, # bool (N,): these alone
 )->float:  # Within `T_RANGE`
     "The temperature that makes the log loss least. Raises `InputError` for what are no probabilities, or targets that do not fit."
-    probs, targs = np.asarray(probs, np.float64), np.asarray(targs)
-    _said(probs, targs)
-    probs = probs.clip(1e-12, 1 - 1e-12) if targs.ndim > 1 else probs
-    loss = lambda t: _losses(temper(probs, np.exp(t), targs.ndim > 1), targs)[:, 0].mean()
+    probs, targs = _table(probs), np.asarray(targs)
+    score('log_loss', probs, targs, multi=targs.ndim > 1)
+    parts = [np.arange(s.start, s.stop) if rows is None else s.start + np.flatnonzero(rows[s]) for s in row_parts(probs.shape)]
+    def of(at, t):
+        p = probs[at].astype(np.float64)
+        return _losses_of(temper(p.clip(1e-12, 1 - 1e-12) if targs.ndim > 1 else p, np.exp(t), targs.ndim > 1), targs[at])[:, 0].sum()
+    loss = lambda t: sum(of(at, t) for at in parts)/sum(map(len, parts))
     return float(np.exp(minimize_scalar(loss, bounds=np.log(T_RANGE), method='bounded', options=dict(xatol=1e-6)).x))
 
 # %% ../nbs/42a_calibration.ipynb #df4c347b
@@ -185,14 +202,13 @@ def calibrate_run(
     run = run if isinstance(run, Run) else Run(run)
     if not is_whole(n, 10): raise InputError(f'n={n!r}: give at least 10 draws; 1000 is usual')
     multi, items, oof = run.info['multi'], run.scored, run.oof
-    probs, targs, fold = oof.set_index('id').loc[items.id, run.prob_cols].to_numpy(np.float64), run.targets(items), items.fold.to_numpy()
-    folds, every = [fit_temperature(probs[fold != k], targs[fold != k]) if (fold != k).any() else 1. for k in range(run.n_splits)], oof.copy()
-    for k, t in enumerate(folds): every.loc[every.fold == k, run.prob_cols] = temper(every.loc[every.fold == k, run.prob_cols].to_numpy(np.float64), t, multi).astype(np.float32)
-    cool = np.concatenate([np.empty((0, probs.shape[1])), *(temper(probs[fold == k], t, multi) for k, t in enumerate(folds))])[np.argsort(np.argsort(fold, kind='stable'), kind='stable')]
-    both, sides, rng, N, draws = (probs, cool), [], np.random.default_rng(seed), len(items), []
-    for p in both:
-        said, right = _said(p, targs)
-        sides.append((said, right, _bins(said, n_bins), _losses(p, targs)))
+    probs, targs, fold = run.probs(items, oof), run.targets(items), items.fold.to_numpy()
+    folds, every = [fit_temperature(probs, targs, fold != k) if (fold != k).any() else 1. for k in range(run.n_splits)], fit_temperature(probs, targs)
+    rng, N, draws = np.random.default_rng(seed), len(items), []
+    before, after = (_said(probs, targs), _losses(probs, targs)), _cooled(probs, targs, fold, folds, multi)
+    sides = [(*said, _bins(said[0], n_bins), losses) for said, losses in (before, after)]
+    del probs, before, after
+    oof = _tempered(oof, folds, multi)
     value = lambda side, i=slice(None): [_ece(side[0][i], side[1][i], side[2][i], n_bins), *side[3][i].mean(0)]
     before, after = (np.array(value(s)) for s in sides)
     for _ in range(n):
@@ -203,7 +219,32 @@ def calibrate_run(
     low[:2], high[:2] = low[:2].clip(0).clip(max=(before, after)), high[:2].clip(min=(before, after))
     table = pd.DataFrame(dict(before=before, before_low=low[0], before_high=high[0], after=after, after_low=low[1], after_high=high[1], gain=before - after, low=low[2], high=high[2]), index=['ece', 'log_loss', 'brier'])
     said, right, at, _ = sides[0]
-    return Calibration(fit_temperature(probs, targs), folds, table, reliability(probs, targs, n_bins, level), reliability(cool, targs, n_bins, level), _chance(said, at, n_bins, n, level, rng), float((said - right).mean()), every, multi, level)
+    return Calibration(every, folds, table, *(_reliability(*s[:2], n_bins, level) for s in sides), _chance(said, at, n_bins, n, level, rng), float((said - right).mean()), oof, multi, level)
+
+def _cooled(probs, targs, fold, folds, multi):
+    "What `_said` and `_losses` tell of predictions, each at its fold's temperature."
+    told = []
+    for s in row_parts(probs.shape):
+        p = np.empty(probs[s].shape)
+        for k, t in enumerate(folds):
+            at = np.flatnonzero(fold[s] == k)
+            if len(at): p[at] = temper(probs[s][at], t, multi)
+        said, right = (p, targs[s].astype(float)) if multi else (p.max(1, keepdims=True), (p.argmax(1) == targs[s]).astype(float)[:, None])
+        told.append((said, right, _losses_of(p, targs[s])))
+    said, right, losses = (np.concatenate(o) for o in zip(*told))
+    return (said, right), losses
+
+def _tempered(oof, folds, multi):
+    "The table, each row at its fold's temperature; in its own memory."
+    fold, px = oof.fold.to_numpy(), oof_probs(oof)
+    px.flags.writeable = True       # nobody else has it
+    for s in row_parts(px.shape):
+        p = px[s].astype(np.float64)
+        for k, t in enumerate(folds):
+            at = np.flatnonzero(fold[s] == k)
+            if len(at): p[at] = temper(p[at], t, multi)
+        px[s] = p
+    return oof
 
 # %% ../nbs/42a_calibration.ipynb #a54c11cf
 def _sure(probs, multi): return float((np.maximum(probs, 1 - probs) if multi else probs.max(1)).mean())
@@ -224,4 +265,4 @@ def run_temperature(
 )->float:
     "The temperature of its models one by one: fitted on all out-of-fold predictions."
     items = run.scored
-    return fit_temperature(run.oof.set_index('id').loc[items.id, run.prob_cols].to_numpy(np.float64), run.targets(items))
+    return fit_temperature(run.probs(items), run.targets(items))

@@ -78,9 +78,9 @@ def compare_runs(
         if (at := o.items.set_index('id').fold.loc[first.items.id].to_numpy() != first.items.fold.to_numpy()).any(): problems.append(f'{at.sum()} images are in other folds in {name} than in {names[0]}; use the same folds and seed, or items with a fold column')
         elif not truth[name].reindex(truth[names[0]].index).equals(truth[names[0]]) or len(truth[name]) != len(truth[names[0]]): problems.append(f'{name} and {names[0]} are scored by other labels; give both the same, or the same clean_col')
     raise_all(problems, 'compare_runs')
-    metric, ids = metric or first.config.metric, truth[names[0]].index
+    metric = metric or first.config.metric
     targs = first.targets(first.scored)
-    probs = {k: o.oof.set_index('id').loc[ids, o.prob_cols].to_numpy(np.float64) for k, o in zip(names, runs)}
+    probs = {k: o.probs(first.scored) for k, o in zip(names, runs)}
     kw = dict(n=n, seed=seed, level=level)
     table = paired_gain(probs, targs, metric, vocab=first.vocab, multi=first.info['multi'], **kw)
     return Comparison(table, _per_class(probs, targs, first.vocab, kw), level, *_between_seeds(runs, table.score))

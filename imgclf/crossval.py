@@ -119,6 +119,10 @@ class SaveState(Callback):
                     opt=pack(dict(self.learn.opt.state_dict()), 'opt', tensors),
                     cbs={k: pack(cb.state_dict(), f'cb.{k}', tensors) for k, cb in _stateful(self.learn).items()})
         save_tensors(self.folder.state_file(self.fold), tensors, meta)
+        self.write_tables()
+
+    def write_tables(self):
+        "The fold's rows of the tables, as its state has them."
         with self.folder.tables():
             write_rows(self.folder.path/'metrics.csv', self.fold, pd.DataFrame(self.rows))
             if (plc := _correction(self.learn)) is not None: write_rows(self.folder.path/'ledger.csv', self.fold, plc.ledger.assign(fold=self.fold))
@@ -131,6 +135,7 @@ class SaveState(Callback):
             if k in meta['cbs']: cb.load_state_dict(unpack(meta['cbs'][k], tensors))
         self.rows, self.best, self.scaler_state, self.opt_state = meta['rows'], meta['best'], meta['scaler'], meta['opt']
         self.opt_tensors = {k: v for k, v in tensors.items() if k.startswith('opt.')}
+        self.write_tables()     # it may have been killed between its last state and these
         return meta['phase'], meta['epoch']
 
     def load_opt(self):
@@ -231,12 +236,9 @@ def _too_large(run, fold, phase, wanted):
 def write_oof(run:Run, fold:int, learn:Learner):
     "Predict the fold's held-out images and put them, by id, into `oof.parquet`."
     with learn.no_bar(), learn.no_logging(): probs, _ = learn.get_preds(dl=learn.dls.valid)
-    rows = pd.DataFrame(probs.float().numpy(), columns=run.prob_cols, index=dl_ids(learn.dls.valid))
-    if rows.isna().any(axis=None): raise Diverged(f'fold {fold}: {int(rows.isna().any(axis=1).sum())} predictions are not numbers; lower lr or use precision=fp32, and start in a new folder')
-    with run.tables():
-        oof = run.partial_oof().set_index('id')
-        oof.loc[rows.index, run.prob_cols] = rows
-        with atomic_path(run.path/'oof.parquet') as tmp: oof.reset_index().to_parquet(tmp)
+    probs = probs.float().numpy()
+    if n := int(np.isnan(probs).any(1).sum()): raise Diverged(f'fold {fold}: {n} predictions are not numbers; lower lr or use precision=fp32, and start in a new folder')
+    run.put_oof(dl_ids(learn.dls.valid), probs)
 
 def image_steps(learn:Learner, plan:list, epochs:int=None)->int:
     "The work of a schedule, or of its first epochs, for the progress bar: a trained image counts as three, a validated one as one, a smaller one by its pixels."
@@ -301,8 +303,7 @@ def cross_validate(
     with open_run(out, items, config, resume, make, found) as run, tqdm(unit='img', unit_scale=True, disable=not progress, mininterval=1, smoothing=.05) as bar, deterministic(config.deterministic):
         config = run.settled(config)
         if config != found: ready.clear()        # another process has made the folder meanwhile
-        oof = run.partial_oof()
-        lost = set(oof.fold[oof[run.prob_cols].isna().any(axis=1)])
+        lost = set(run.lacking(run.partial_oof()))
         todo = [k for k in range(run.n_splits) if (k in lost or not run.done(k)) and (only is None or k in only)]
         if jobs > 1 and len(todo) > 1:
             bar.set_description(f'{len(todo)} folds, {min(jobs, len(todo))} at a time')

@@ -10,15 +10,16 @@ __all__ = ['METRICS', 'metric_name', 'greater_is_better', 'score', 'EpochScore',
 
 # %% ../nbs/11_metrics.ipynb #53c5aa36
 import warnings
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 import torch
 from fastai.learner import Metric
 from scipy.stats import binomtest
-from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, log_loss, roc_auc_score
+from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, roc_auc_score
 
-from .core import InputError, is_whole, nearest, raise_all, some
+from .core import InputError, is_whole, nearest, raise_all, row_parts, some
 
 # %% ../nbs/11_metrics.ipynb #ae909fad
 def _hard(targs):
@@ -29,36 +30,65 @@ def _hard(targs):
         raise InputError(f'{tie.sum()} of {len(tie)} soft targets have no most probable class, the first in row {tie.argmax()}; take log_loss, or leave these rows out')
     return targs.argmax(1)
 
-def _decide(probs, multi): return (probs >= .5).astype(int) if multi else probs.argmax(1)
+class _Rows:
+    "Checked predictions and targets. What a metric needs of each row is worked out once, in parts: a table of gigabytes is not copied, and a draw of rows costs little."
+    def __init__(self, probs, targs, vocab=None, multi=None): self.probs, self.sums, self.targs, self.multi, self.vocab = _check(probs, targs, vocab, multi)
 
-def _accuracy(targs, probs, multi, vocab): return accuracy_score(targs if multi else _hard(targs), _decide(probs, multi))
+    def __len__(self): return len(self.probs)
 
-def _error_rate(*args): return 1 - _accuracy(*args)
+    def normal(self, at=slice(None)):
+        "Probabilities as float64, rows of one label an image summing to 1."
+        p = self.probs[at].astype(np.float64)
+        if self.sums is not None: p /= self.sums[at][:, None]
+        return p
 
-def _macro_f1(targs, probs, multi, vocab):
-    return f1_score(targs if multi else _hard(targs), _decide(probs, multi), average='macro', zero_division=0)
+    def column(self, j, at): return self.probs[at, j].astype(np.float64)/(1 if self.sums is None else self.sums[at])
 
-def _log_loss(targs, probs, multi, vocab):
-    if multi: return np.mean([log_loss(t, p, labels=[0, 1]) for t, p in zip(targs.T, probs.T)])
-    if targs.ndim == 1: return log_loss(targs, probs, labels=range(probs.shape[1]))
-    return -(targs * np.log(probs.clip(np.finfo(float).eps))).sum(1).mean()
+    def _each(self, f): return np.concatenate([f(self.normal(s), s) for s in row_parts(self.probs.shape)])
 
-def _roc_auc(targs, probs, multi, vocab):
-    C = probs.shape[1]
-    has = targs if multi else np.eye(C)[_hard(targs)]
-    lacks = [vocab[i] for i in range(C) if has[:, i].min() == has[:, i].max()]
+    @cached_property
+    def preds(self): return self._each(lambda p, s: (p >= .5).astype(np.int8) if self.multi else p.argmax(1))
+
+    @cached_property
+    def truth(self): return self.targs if self.multi else _hard(self.targs)
+
+    @cached_property
+    def right(self): return (self.preds == self.truth).all(1) if self.multi else self.preds == self.truth
+
+    @cached_property
+    def loss(self):      # clipped as scikit-learn does
+        eps = np.finfo(np.float64).eps
+        def one(p, s):
+            t = self.targs[s]
+            if self.multi: return -np.log(np.where(t == 1, p, 1 - p).clip(eps, 1 - eps)).mean(1)
+            if t.ndim == 1: return -np.log(p[np.arange(len(p)), t].clip(eps, 1 - eps))
+            return -(t*np.log(p.clip(eps))).sum(1)
+        return self._each(one)
+
+def _accuracy(o, at): return accuracy_score(np.ones(len(r := o.right[at]), bool), r)
+
+def _error_rate(o, at): return 1 - _accuracy(o, at)
+
+def _macro_f1(o, at): return f1_score(o.truth[at], o.preds[at], average='macro', zero_division=0)
+
+def _log_loss(o, at): return o.loss[at].mean()
+
+def _roc_auc(o, at):
+    truth, C = o.truth[at], o.probs.shape[1]
+    has = truth.sum(0) if o.multi else np.bincount(truth, minlength=C)
+    lacks = [o.vocab[i] for i in np.flatnonzero((has == 0) | (has == len(truth)))]
     if lacks:
-        raise InputError(f'roc_auc is undefined: among these {len(targs)} targets, {some(lacks)} is in none or in all; take more images or another metric')
-    if multi: return roc_auc_score(targs, probs, average='macro')
-    return roc_auc_score(_hard(targs), probs[:, 1]) if C == 2 else roc_auc_score(_hard(targs), probs, multi_class='ovr', average='macro', labels=range(C))
+        raise InputError(f'roc_auc is undefined: among these {len(truth)} targets, {some(lacks)} is in none or in all; take more images or another metric')
+    if C == 2 and not o.multi: return roc_auc_score(truth, o.column(1, at))
+    return np.mean([roc_auc_score(truth[:, j] if o.multi else truth == j, o.column(j, at)) for j in range(C)])      # what scikit-learn calls ovr, macro
 
-def _kappa(targs, probs, multi, vocab):
-    if multi: raise InputError('kappa is undefined where an image has several labels; take macro_f1 or roc_auc')
-    try: order = np.argsort([float(o) for o in vocab])
-    except ValueError: order = np.arange(len(vocab))
-    targs = _hard(targs)
-    if len(targs) and (targs == targs[0]).all() and (_decide(probs, False) == targs).all(): return 1.   # full agreement on one class: 0/0
-    return cohen_kappa_score(targs, _decide(probs, False), weights='quadratic', labels=order)
+def _kappa(o, at):
+    if o.multi: raise InputError('kappa is undefined where an image has several labels; take macro_f1 or roc_auc')
+    try: order = np.argsort([float(v) for v in o.vocab])
+    except ValueError: order = np.arange(len(o.vocab))
+    truth, preds = o.truth[at], o.preds[at]
+    if len(truth) and (truth == truth[0]).all() and (preds == truth).all(): return 1.   # full agreement on one class: 0/0
+    return cohen_kappa_score(truth, preds, weights='quadratic', labels=order)
 
 METRICS = dict(accuracy=(_accuracy, True), error_rate=(_error_rate, False), macro_f1=(_macro_f1, True),   # name: (function, is more better)
                log_loss=(_log_loss, False), roc_auc=(_roc_auc, True), kappa=(_kappa, True))
@@ -89,13 +119,17 @@ def greater_is_better(
 def _array(o): return np.asarray(o.detach().cpu().float() if isinstance(o, torch.Tensor) else o)
 
 def _check_probs(probs):
-    "Refuse what cannot be probabilities (N, C)."
+    "Refuse what cannot be probabilities (N, C); the sums of their rows."
     if probs.ndim != 2: raise InputError(f'probs has shape {probs.shape}; give (N, C), a column a class, also for two classes')
     if not len(probs): raise InputError('there are no predictions to score')
-    if (bad := ~np.isfinite(probs).all(1)).any():
-        raise InputError(f'probs has NaN or infinite values in {bad.sum()} of {len(probs)} rows, the first in row {bad.argmax()}: are all folds finished?')
-    if probs.min() < -1e-6 or probs.max() > 1.001:
-        raise InputError(f'probs goes from {probs.min():.3g} to {probs.max():.3g}: are these logits? Use softmax (or sigmoid, for several labels) first')
+    parts = row_parts(probs.shape)
+    finite = np.concatenate([np.isfinite(probs[s]).all(1) for s in parts])
+    if not finite.all():
+        raise InputError(f'probs has NaN or infinite values in {(~finite).sum()} of {len(probs)} rows, the first in row {finite.argmin()}: are all folds finished?')
+    low, high = probs.min(), probs.max()
+    if low < -1e-6 or high > 1.001:
+        raise InputError(f'probs goes from {low:.3g} to {high:.3g}: are these logits? Use softmax (or sigmoid, for several labels) first')
+    return np.concatenate([probs[s].astype(np.float64).sum(1) for s in parts])
 
 def _numbers(targs, vocab):
     "Class names to class numbers."
@@ -118,25 +152,25 @@ def _check_targs(targs, shape, multi):
         raise InputError(f'class numbers go from 0 to {shape[1] - 1}; targets have {some(np.unique(targs[bad]))}')
 
 def _check(probs, targs, vocab=None, multi=None):
-    "Probabilities (N, C), targets, whether an image may have several labels, and the classes' names."
-    probs, targs = _array(probs).astype(np.float64), _array(targs)
-    _check_probs(probs)
+    "Probabilities (N, C), what their rows are divided by, targets, whether an image may have several labels, and the classes' names."
+    probs, targs = _array(probs), _array(targs)
+    if probs.dtype not in (np.float32, np.float64): probs = probs.astype(np.float64)
+    sums = _check_probs(probs)
     N, C = probs.shape
     if len(targs) != N: raise InputError(f'{N} rows of probs, but {len(targs)} targets: they must be the same images, in the same order')
     if vocab is not None and len(vocab) != C: raise InputError(f'probs has {C} columns, but the vocab has {len(vocab)} classes: {some(vocab)}')
-    sums = probs.sum(1)
     off = abs(sums - 1) > .01
     if multi is None: multi = targs.ndim == 2 and bool(off.any())
     if not multi:
         if C < 2: raise InputError('probs has one column; give one for each class, also for two classes')
         if off.any(): raise InputError(f'row {off.argmax()} of probs sums to {sums[off.argmax()]:.3g}, not 1: are these logits, or has an image several labels (multi=True)?')
-        probs = probs / sums[:, None]
     if targs.ndim == 1 and targs.dtype.kind in 'OUST': targs = _numbers(targs, vocab)
     _check_targs(targs, probs.shape, multi)
-    return probs, targs if targs.ndim == 2 and not multi else targs.astype(int), multi, [f'class {i}' for i in range(C)] if vocab is None else list(vocab)
+    if not (targs.ndim == 2 and not multi) and targs.dtype.kind not in 'iu': targs = targs.astype(np.int8 if multi else int)
+    return probs, None if multi else sums, targs, multi, [f'class {i}' for i in range(C)] if vocab is None else list(vocab)
 
-def _value(metric, probs, targs, multi, vocab):
-    value = METRICS[metric][0](targs, probs, multi, vocab) if isinstance(metric, str) else metric(targs, probs)
+def _value(metric, rows, at=slice(None)):
+    value = METRICS[metric][0](rows, at) if isinstance(metric, str) else metric(rows.targs[at], rows.normal(at))
     try: return float(value)
     except (TypeError, ValueError): raise InputError(f'{metric_name(metric)} gave {value!r}; a metric(targs, probs) must give one number') from None
 
@@ -149,7 +183,7 @@ def score(
 )->float:
     "The value of a metric. Raises `InputError` for an unknown name, rows that do not match, NaN, or what is no probability."
     metric = _find(metric)
-    return _value(metric, *_check(probs, targs, vocab, multi))
+    return _value(metric, _Rows(probs, targs, vocab, multi))
 
 # %% ../nbs/11_metrics.ipynb #d081fb81
 class EpochScore(Metric):
@@ -228,8 +262,8 @@ def bootstrap_interval(
 )->tuple:            # (low, high)
     "Percentile bootstrap over images. Raises `InputError` where the metric is undefined in more than a tenth of the draws."
     metric = _find(metric)
-    probs, targs, multi, vocab = _check(probs, targs, vocab, multi)
-    low, high = _bootstrap(lambda at: [_value(metric, probs[at], targs[at], multi, vocab)], len(probs), metric, n, seed, level)
+    rows = _Rows(probs, targs, vocab, multi)
+    low, high = _bootstrap(lambda at: [_value(metric, rows, at)], len(rows), metric, n, seed, level)
     return float(low[0]), float(high[0])
 
 # %% ../nbs/11_metrics.ipynb #86122c79
@@ -255,11 +289,11 @@ def paired_gain(
 )->pd.DataFrame:          # A row a model: `score, gain, low, high, p, verdict`; a gain is positive where it is better
     "Paired bootstrap intervals of what each model gains over the first."
     targs, sign = np.asarray(targs), 1 if greater_is_better(metric) else -1
-    value = lambda p, at=slice(None): score(metric, p[at], targs[at], vocab, multi)
-    own = {k: value(p) for k, p in probs.items()}
-    right = {k: p.argmax(1) == targs for k, p in probs.items()} if targs.ndim == 1 else None
+    rows = {k: _Rows(p, targs, vocab, multi) for k, p in probs.items()}
+    own = {k: _value(metric, o) for k, o in rows.items()}
+    right = {k: o.right for k, o in rows.items()} if targs.ndim == 1 else None
     hits = np.stack([*right.values()]).astype(float) if metric == 'accuracy' and right is not None else None      # counted at once
-    scores = (lambda at: hits[:, at].mean(1)) if hits is not None else lambda at: np.array([value(p, at) for p in probs.values()])
+    scores = (lambda at: hits[:, at].mean(1)) if hits is not None else lambda at: np.array([_value(metric, o, at) for o in rows.values()])
     low, high = _bootstrap(lambda at: sign*((s := scores(at)) - s[0]) + 0., len(targs), metric, n, seed, level)
     first = next(iter(own))
     res = pd.DataFrame(dict(score=own, gain={k: sign*(v - own[first]) + 0. for k, v in own.items()}, low=dict(zip(probs, low)), high=dict(zip(probs, high))))

@@ -190,7 +190,7 @@ def label_notes(
     "What was done to labels: by a person before the training, by correction in its course, by soft labels."
     c, notes, items = run.config, [], run.items
     if 'given' in items and (changed := items[items.given.astype(str) != items.label.astype(str)]).size:
-        said = run.oof.set_index('id').loc[changed.id, run.prob_cols].to_numpy().argmax(1)
+        said = run.probs(changed).argmax(1)
         said = pd.Series([run.vocab[i] for i in said], index=changed.index)
         notes.append(f'{len(changed):,} labels were changed by a person before the training; models that never saw these images now predict the new label for {int((said == changed.label).sum()):,} of them, the old one for {int((said == changed.given).sum()):,}.')
     if (file := run.path/'ledger.csv').is_file():

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from sklearn.metrics import classification_report, confusion_matrix, multilabel_confusion_matrix
 
-from .core import InputError
+from .core import InputError, row_parts
 from .data.decode import ImageError, load_image
 from .metrics import accuracy_interval, greater_is_better, metric_name
 from .runs import Run
@@ -27,11 +27,11 @@ from .runs import Run
 def aligned(
     run:Run, # A run whose folds are all finished
 )->tuple:
-    "Probabilities (N, C), targets, and predictions of the same shape as the targets, paired by id, in the order of the items that are scored."
+    "Probabilities (N, C) as they are kept, in float32, targets, and predictions of the same shape as the targets, paired by id, in the order of the items that are scored."
     items = run.scored
-    probs = run.oof.set_index('id').loc[items.id, run.prob_cols].to_numpy(dtype=np.float64)
-    targs = run.targets(items)
-    return probs, targs, (probs >= .5).astype(int) if targs.ndim > 1 else probs.argmax(1)
+    probs, targs = run.probs(items), run.targets(items)
+    preds = [(probs[s] >= .5).astype(np.int8) if targs.ndim > 1 else probs[s].argmax(1) for s in row_parts(probs.shape)]
+    return probs, targs, np.concatenate(preds) if preds else targs
 
 def confusion(
     run:Run, # A run whose folds are all finished
@@ -189,17 +189,20 @@ def per_image(
     """What was said about each image. `confidence` is the probability of the prediction; with several labels an image, of its worst mistake.
     Raises `InputError` while out-of-fold predictions are missing."""
     probs, targs, preds = aligned(run)
-    safe = probs.clip(1e-7, 1 - 1e-7)
-    items = run.scored
+    safe, items = lambda p: p.astype(np.float64).clip(1e-7, 1 - 1e-7), run.scored
     rows = items[['id', 'path', 'fold']].assign(given=items.label)
     if targs.ndim == 1:
         at = np.arange(len(probs))
         wrong = preds != targs
-        rows = rows.assign(predicted=np.asarray(run.vocab, dtype=object)[preds], confidence=probs[at, preds], loss=-np.log(safe[at, targs]))
+        rows = rows.assign(predicted=np.asarray(run.vocab, dtype=object)[preds], confidence=probs[at, preds].astype(np.float64), loss=-np.log(safe(probs[at, targs])))
     else:
         wrong = (preds != targs).any(1)
         rows['predicted'] = [tuple(o for o, k in zip(run.vocab, row) if k) for row in preds]
-        rows = rows.assign(confidence=abs(probs - targs).max(1), loss=-np.where(targs == 1, np.log(safe), np.log(1 - safe)).mean(1))
+        confidence, loss = np.empty(len(probs)), np.empty(len(probs))
+        for s in row_parts(probs.shape):
+            p, t = probs[s].astype(np.float64), targs[s]
+            confidence[s], loss[s] = abs(p - t).max(1), -np.log(safe(np.where(t == 1, p, 1 - p))).mean(1)
+        rows = rows.assign(confidence=confidence, loss=loss)
     return rows.assign(wrong=wrong).reset_index(drop=True)
 
 def worst(
