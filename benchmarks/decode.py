@@ -2,22 +2,23 @@
 
     python benchmarks/decode.py [--images 200] [--threads 2] [--rounds 5] [--clock wall|cpu] [--json OUT]
 
-All sides read the same files in the same order, in one process without workers, through a DataLoader of their library, and end with
-uint8 (64, 3, size, size). fastai: ImageBlock and Resize(size, 'squish'), as its docs say. torchvision: a Dataset that opens a file by
-PIL and resizes it by v2.Resize with antialiasing (`torchvision`), or decodes by its own decoder (`torchvision, its decoder`). imgclf: PresizeBlock, exact and
-reduced. `file` is the step from the file to pixels alone, without any loader. The differences are means over all pixels, in levels of
+All sides read the same files in order, in one process without workers, through a DataLoader of their library, and end with
+uint8 (64, 3, size, size) and labels. fastai: ImageBlock and Resize(size, 'squish'), as its docs say. torchvision: a Dataset that opens a file by
+PIL and resizes it by v2.Resize with antialiasing (`torchvision`), or decodes by its own decoder (`torchvision, its decoder`). imgclf: the loaders of
+fold_dls without a cache, exact and reduced. `file` is the step from the file to pixels alone, without any loader. The differences are means over all pixels, in levels of
 255, to PIL's full decode and antialiased resize.
 """
 import tempfile, warnings
 
 import numpy as np
 import torch
-from fastai.vision.all import CategoryBlock, ColReader, DataBlock, ImageBlock, PILImage, Resize, TfmdDL, ToTensor
+from fastai.vision.all import CategoryBlock, ColReader, ColSplitter, DataBlock, ImageBlock, PILImage, Resize
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from imgclf.data.decode import PresizeBlock, load_image, presized
+from imgclf.data.block import fold_dls
+from imgclf.data.decode import load_image, presized
 from photos import arguments, finish, in_turn, jpegs
 
 warnings.filterwarnings('ignore')
@@ -40,12 +41,11 @@ def main():
             items = jpegs(f'{folder}/{wh[0]}', n, wh)
             weight = np.mean([len(open(p, 'rb').read()) for p in items.path])/1e3
             for size in sizes:
-                def loader(image, *resize):
-                    ds = DataBlock((image, CategoryBlock), get_x=ColReader('path'), get_y=ColReader('label')).datasets(items).train
-                    return TfmdDL(ds, bs=64, num_workers=0, after_item=[*resize, ToTensor()])
-                theirs = loader(ImageBlock, Resize(size, 'squish'))
-                ours = {d: loader(PresizeBlock(size, decoder=d)) for d in ('exact', 'reduced')}
-                plain = {k: torch.utils.data.DataLoader(Photos(items.path.tolist(), read, size), 64) for k, read in (('torchvision', by_pil), ('torchvision, its decoder', by_torchvision))}
+                block = DataBlock((ImageBlock, CategoryBlock), get_x=ColReader('path'), get_y=ColReader('label'), splitter=ColSplitter('held'), item_tfms=Resize(size, 'squish'))
+                theirs = block.dataloaders(items.assign(held=items.fold == 0), bs=64, num_workers=0, device='cpu').train.new(**(bare := dict(after_batch=[], shuffle=False, drop_last=False)))
+                ours = {d: fold_dls(items, 0, size=size, decoder=d, bs=64, num_workers=0, device='cpu').train.new(**bare) for d in ('exact', 'reduced')}
+                assert theirs.n == ours['exact'].n and [o.dtype for o in next(iter(theirs))] == [o.dtype for o in next(iter(ours['exact']))]
+                plain = {k: torch.utils.data.DataLoader(Photos(items.path[items.fold != 0].tolist(), read, size), 64) for k, read in (('torchvision', by_pil), ('torchvision, its decoder', by_torchvision))}
                 t = in_turn({'fastai': epoch(theirs), **{k: epoch(v) for k, v in plain.items()}, **{f'imgclf {k}': epoch(v) for k, v in ours.items()}}, a.rounds, a.time)
                 resize = Resize(size, 'squish')
                 t |= in_turn({'file: fastai': lambda: [np.asarray(resize(PILImage.create(p), split_idx=1)) for p in items.path],
@@ -55,9 +55,9 @@ def main():
                 print(f'{wh[0]} × {wh[1]} ({weight:.0f} KB) to {size}')
                 for k, v in t.items():
                     base = t['file: fastai' if k.startswith('file') else 'fastai']
-                    o = off.get(k.split()[-1])
-                    rows.append(dict(source=wh, size=size, side=k, ms=round(v/n*1e3, 3), ratio=round(base/v, 2), difference=None if o is None else round(float(o), 4)))
-                    print(f'  {k:26} {v/n*1e3:7.2f} ms an image   {base/v:5.2f} ×' + ('' if o is None else f'   difference {o:.4f}'), flush=True)
+                    o, each = off.get(k.split()[-1]), 1e3*v/(n if k.startswith('file') else theirs.n)
+                    rows.append(dict(source=wh, size=size, side=k, ms=round(each, 3), ratio=round(base/v, 2), difference=None if o is None else round(float(o), 4)))
+                    print(f'  {k:26} {each:7.2f} ms an image   {base/v:5.2f} ×' + ('' if o is None else f'   difference {o:.4f}'), flush=True)
     finish(a, rows)
 
 if __name__ == '__main__': main()
