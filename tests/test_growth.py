@@ -95,7 +95,7 @@ def test_a_draw_does_not_copy_the_table(metric):
     assert sum(seen) <= 1000
 
 def test_folds_of_a_million_rows():
-    "In groups, under ten seconds of processor time on one core (issue's bound), and with no quadratic step: four times the rows, not much more than four times the time."
+    "In groups, under ten seconds of processor time on one core, and with no quadratic step: four times the rows, not much more than four times the time."
     import time
     from imgclf.data.fold import make_folds
     def spent(n):
