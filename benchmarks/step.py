@@ -6,7 +6,7 @@ All sides train one network from the same weights, on the same DataLoaders (out 
 memory layout, by fused AdamW. `bare`: what a short script would do, with torch's optimiser and one-cycle schedule, no metrics, no validation.
 `imgclf`: `make_learner` with its callbacks and a run's seeded epochs. `fastai`: the same model in a
 plain Learner with fastai's own Adam, Recorder and callbacks. `imgclf, compiled` is what `compile: true` trains, after an epoch that compiles; that
-epoch is timed once and stated. The goal is imgclf / bare ≤ 1.05. The tiny network shows the loop itself. Wall clock.
+epoch is timed once and stated. The goal is imgclf / bare ≤ 1.05. The tiny network shows the loop itself.
 """
 import copy, tempfile, time, warnings
 
@@ -80,7 +80,7 @@ def main():
             for k, f in runs.items():
                 start = time.perf_counter(); f(); sync(a.device)
                 if 'compiled' in k: print(f'{arch}: the first compiled epoch took {time.perf_counter() - start:.0f} s')
-            timed = in_turn({k: lambda f=f: (f(), sync(a.device)) for k, f in runs.items()}, a.rounds)
+            timed = in_turn({k: lambda f=f: (f(), sync(a.device)) for k, f in runs.items()}, a.rounds, a.time)
             print(f'{arch}, {a.size} px, batches of {a.bs}, {model.precision}{", channels last" if model.channels_last else ""}', flush=True)
             for k, v in timed.items():
                 rows.append(dict(network=arch, side=k, size=a.size, bs=a.bs, precision=model.precision, ms_a_step=round(v/a.batches*1e3, 2), ratio=round(v/timed['bare torch'], 3)))
