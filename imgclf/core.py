@@ -54,7 +54,7 @@ def raise_all(
 # %% ../nbs/00_core.ipynb #ba0749b3
 def row_parts(
     shape,        # Of a table: (rows, columns)
-    n:int=2**21,  # About so many values a part: 16 MB as float64
+    n:int=2**19,  # About so many values a part: 4 MB as float64
 )->list:          # Slices
     "Cut a large table into parts, so that what is worked out of its rows needs little memory beside it."
     rows, width = shape

@@ -54,7 +54,7 @@ class OneVsRest:
     oof:pd.DataFrame    # `id, fold, p_<class>…` of every image, by the models of its own fold
 
     info = dict(multi=False)
-    scored, targets, prob_cols, rate, scores = Run.scored, Run.targets, Run.prob_cols, Run.rate, Run.scores    # of the combined predictions, as of a run's
+    scored, targets, prob_cols, lacking, probs, rate, scores = Run.scored, Run.targets, Run.prob_cols, Run.lacking, Run.probs, Run.rate, Run.scores    # of the combined predictions, as of a run's
 
     @property
     def vocab(self): return list(self.runs)

@@ -31,7 +31,7 @@ REFUSED = dict(
     items_column=(table('items.csv', lambda t: t.drop(columns='label')), scores, 'items.csv has no column label; restore it'), items_label=(table('items.csv', lambda t: t.assign(label='b')), predict, 'imgclf fit --corrections'),
     oof_cut=(cut('oof.parquet'), scores, 'oof.parquet is damaged'), oof_column=(table('oof.parquet', lambda t: t.rename(columns=dict(p_a='p_q'))), scores, 'it has no column p_a); remove it and resume'), oof_rows=(table('oof.parquet', lambda t: t[:5]), scores, 'its images are others'),
     oof_gone=(remove('oof.parquet'), scores, 'resume the run to fill them'), metrics_binary=(lambda d: (d/'metrics.csv').write_bytes(b'\x00\x01,,\n"'), metrics, 'metrics.csv is damaged'), metrics_empty=(write('metrics.csv', ''), metrics, 'metrics.csv is damaged'),
-    model_cut=(cut('models/fold0.safetensors'), predict, 'fold0.safetensors: damaged'), model_gone=(remove('models/fold1.safetensors'), predict, 'fold1.safetensors: no such file'), model_json=(cut('models/fold0.json'), predict, 'fold0.json is not readable JSON'))
+    model_cut=(cut('models/fold0.safetensors'), predict, 'fold0.safetensors: damaged'), model_gone=(remove('models/fold1.safetensors'), predict, 'lacks fold1.safetensors; put the files back, or resume the run'), model_json=(cut('models/fold0.json'), predict, 'fold0.json is not readable JSON'))
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
