@@ -109,9 +109,11 @@ def sets(items, fold=0, tiny=False): return [Cells(items[(items.fold == fold) ==
 def torch_loaders(items, fold=0, tiny=False, bs=BS):
     return [torch.utils.data.DataLoader(ds, bs, shuffle=i == 0, drop_last=i == 0, num_workers=WORKERS, persistent_workers=True) for i, ds in enumerate(sets(items, fold, tiny))]
 
-def groups(model):
+def groups(model, scaled=False):
+    "Body and head; timm takes the rate of the body as a share of the head's."
     head = list(model.get_classifier().parameters())
-    return [dict(params=[p for p in model.parameters() if all(p is not o for o in head)], lr=LR/5, lr_scale=.2), dict(params=head, lr=LR, lr_scale=1.)]
+    body = [p for p in model.parameters() if all(p is not o for o in head)]
+    return [dict(params=body, lr_scale=.2), dict(params=head, lr_scale=1.)] if scaled else [dict(params=body, lr=LR/5), dict(params=head, lr=LR)]
 
 def network(): return demo.imagenet_model(ARCH, num_classes=2).train().to(memory_format=torch.channels_last)
 
@@ -151,7 +153,7 @@ def by_timm(items, seen):
     dls = [create_loader(train, is_training=True, scale=(1., 1.), ratio=(1., 1.), hflip=.5, vflip=.5, color_jitter=.1, **kw), create_loader(valid, is_training=False, crop_pct=1., **kw)]
     train.tfm, valid.tfm = train.transform, valid.transform
     model = network()
-    opt = create_optimizer_v2(groups(model), opt='adamw', lr=LR, weight_decay=.01, betas=(.9, .99))
+    opt = create_optimizer_v2(groups(model, scaled=True), opt='adamw', lr=LR, weight_decay=.01, betas=(.9, .99))
     sched, _ = create_scheduler_v2(opt, 'cosine', num_epochs=EPOCHS, warmup_epochs=1, warmup_lr=LR/25, min_lr=1e-6, step_on_epochs=False, updates_per_epoch=len(dls[0]))
     steps = iter(range(1, 10**9))
     probs = loop(model, dls, opt, EPOCHS, LabelSmoothingCrossEntropy(.1), lambda: sched.step_update(next(steps)), seen)
