@@ -2,7 +2,7 @@
 
     python benchmarks/whole.py                        # one fold of 75/25, every side in turn in one process; about 40 minutes of two CPU cores
     python benchmarks/whole.py --sides imgclf fastai  # some of them; rows of other sides in whole.csv stay
-    python benchmarks/whole.py --tiny                 # a network so small that loading decides, five folds
+    python benchmarks/whole.py --tiny                 # a network so small that loading decides, five folds; --tiny test_resnet: one of some more work
     python benchmarks/whole.py --report               # tables and whole.png from whole.csv, whole_right.csv and whole_tiny.csv
 
 EfficientNet-Lite0 from its packaged weights, 2,624 photos, functional or defective, 128 pixels, six epochs, batches of 32, validation after each epoch.
@@ -35,7 +35,7 @@ from imgclf.data.fold import make_folds
 from imgclf.metrics import paired_gain
 from photos import machine
 
-HERE, ARCH, TINY = Path(__file__).parent, 'tf_efficientnet_lite0', 'test_resnet'
+HERE, ARCH = Path(__file__).parent, 'tf_efficientnet_lite0'
 SIZE, EPOCHS, BS, LR, WORKERS = 128, 6, 32, 5e-3, 2
 VOCAB, MEAN, STD = ['defective', 'functional'], (.5,)*3, (.5,)*3
 FEW = None      # --quick: so many images a class
@@ -214,33 +214,41 @@ def run(sides):
 
 # Loading decides: a tiny network, five folds, two epochs each
 
-def tiny_net(): return timm.create_model(TINY, num_classes=2)
+class Tiny(nn.Module):
+    num_features, pretrained_cfg = 32, {}
+    def __init__(self, in_chans, num_classes):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(in_chans, 16, 3, 4), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, 2), nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(32, num_classes) if num_classes else nn.Identity()
+    def forward(self, x): return self.head(self.net(x))
 
-def tiny_fastai(items):
+@timm.models.register_model
+def whole_tiny(pretrained=False, num_classes=0, in_chans=3, **kw): return Tiny(in_chans, num_classes)
+
+def tiny_fastai(items, net):
     for k in range(5):
-        learn = Learner(fastai_dls(items, k, 192, aug_transforms(size=SIZE, min_scale=.75), 64), tiny_net(), loss_func=CrossEntropyLossFlat(), metrics=accuracy)
+        learn = Learner(fastai_dls(items, k, 192, aug_transforms(size=SIZE, min_scale=.75), 64), timm.create_model(net, num_classes=2), loss_func=CrossEntropyLossFlat(), metrics=accuracy)
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, 3e-3)
 
-def tiny_torch(items):
+def tiny_torch(items, net):
     for k in range(5):
-        model, dls = tiny_net().to(memory_format=torch.channels_last), torch_loaders(items, k, True, 64)
+        model, dls = timm.create_model(net, num_classes=2).to(memory_format=torch.channels_last), torch_loaders(items, k, True, 64)
         opt = torch.optim.AdamW(model.parameters(), 3e-3, fused=True)
         loop(model, dls, opt, 2, nn.CrossEntropyLoss(), torch.optim.lr_scheduler.OneCycleLR(opt, 3e-3, total_steps=2*len(dls[0])).step, bf16=False)
 
-def tiny_imgclf(items):
+def tiny_imgclf(items, net):
     clear_caches()
     with tempfile.TemporaryDirectory() as out:
-        cross_validate(items, dict(arch=TINY, pretrained=False, size=SIZE, presize=192, folds=5, schedule='one_cycle', epochs=2, lr=3e-3, bs=64, precision='fp32', cache='auto'), out=f'{out}/run', progress=False)
+        cross_validate(items, dict(arch=net, pretrained=False, head='plain', size=SIZE, presize=192, folds=5, schedule='one_cycle', epochs=2, lr=3e-3, bs=64, precision='fp32', cache='auto'), out=f'{out}/run', progress=False)
 
-def tiny(rounds):
+def tiny(net):
     items, rows = items_of(5), []
-    for r in range(rounds):
-        for name, f in (('fastai', tiny_fastai), ('torch', tiny_torch), ('imgclf', tiny_imgclf)):
-            beat, start = pulse(), time.perf_counter()
-            f(items)
-            rows.append(dict(side=name, round=r, seconds=round(time.perf_counter() - start, 1), pulse_ms=round(beat, 2)))
-            print(rows[-1], flush=True)
-    with atomic_path(HERE/'whole_tiny.csv') as tmp: pd.DataFrame(rows).to_csv(tmp, index=False)
+    for name, f in (('fastai', tiny_fastai), ('torch', tiny_torch), ('imgclf', tiny_imgclf)):
+        beat, start = pulse(), time.perf_counter()
+        f(items, net)
+        rows.append(dict(network=net, side=name, seconds=round(time.perf_counter() - start, 1), pulse_ms=round(beat, 2)))
+        print(rows[-1], flush=True)
+    replace(HERE/'whole_tiny.csv', pd.DataFrame(rows), 'network')
 
 # What it says
 
@@ -270,9 +278,11 @@ def report(to=None):
         gain = '' if pd.isna(r.get('gain')) else f'{r.gain:+.1f} ({r.low:+.1f} to {r.high:+.1f})'
         print(f"| {side} | {r.seconds:.0f} | {r.times:.2f} | {r.accuracy:.1f} | {gain} | {'–' if pd.isna(r.reached) else f'{r.reached:.0f} s'} | {r.pulse_ms:.1f} |")
     if (HERE/'whole_tiny.csv').is_file():
-        t = pd.read_csv(HERE/'whole_tiny.csv').groupby('side').seconds.median()
-        print(f'\n| five folds, tiny network | seconds | against imgclf |\n|---|---|---|\n' + '\n'.join(f"| {o} | {t[o]:.0f} | {t[o]/t['imgclf']:.1f} |" for o in t.index))
-        rows += [dict(side=f'tiny: {o}', seconds=t[o], times=round(t[o]/t['imgclf'], 2)) for o in t.index]
+        print('\n| five folds, network | side | seconds | against imgclf |\n|---|---|---|---|')
+        for net, t in pd.read_csv(HERE/'whole_tiny.csv').groupby('network', sort=False):
+            t = t.set_index('side').seconds
+            for o in t.index: print(f"| {net} | {o} | {t[o]:.0f} | {t[o]/t['imgclf']:.1f} |")
+            rows += [dict(side=f'{net}: {o}', seconds=t[o], times=round(t[o]/t['imgclf'], 2)) for o in t.index]
     if to: Path(to).write_text(json.dumps(dict(machine=machine(), clock='wall', rows=rows), indent=1))
     picture(goal)
 
@@ -292,7 +302,7 @@ def picture(goal):
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--sides', nargs='*', choices=SIDES, default=[o for o in SIDES if o != 'fastai, recipe'], metavar='SIDE', help=', '.join(SIDES))
-    p.add_argument('--tiny', action='store_true'); p.add_argument('--report', action='store_true'); p.add_argument('--threads', type=int, default=2); p.add_argument('--rounds', type=int, default=1); p.add_argument('--json', help='with --report: write the figures here too')
+    p.add_argument('--tiny', nargs='?', const='whole_tiny', metavar='NET'); p.add_argument('--report', action='store_true'); p.add_argument('--threads', type=int, default=2); p.add_argument('--json', help='with --report: write the figures here too')
     p.add_argument('--quick', action='store_true', help='few images, small and for two epochs, to see that all sides run; the figures are not kept')
     a = p.parse_args()
     torch.set_num_threads(a.threads)
@@ -301,6 +311,6 @@ if __name__ == '__main__':
         demo.packaged_weights(ARCH)
         if a.quick: SIZE, EPOCHS, HERE, FEW = 64, 2, Path(home), 80
         if a.report: report(a.json)
-        elif a.tiny: tiny(a.rounds)
+        elif a.tiny: tiny(a.tiny)
         else: run(a.sides)
         if a.quick and not a.tiny: report()
