@@ -53,12 +53,13 @@ def explain_mistakes(
     rows = list(rows.itertuples() if isinstance(rows, pd.DataFrame) else rows)
     captum_methods(); check_settings(method, {k: v for k, v in settings.items() if k not in ('baseline', 'seed')}); baseline_names(method, settings.get('baseline', 'auto'))
     multi = run.info['multi']
-    probs = run.oof.set_index('id').loc[[r.id for r in rows], run.prob_cols] if multi else None
+    ids = [r.id for r in rows]
+    probs = dict(zip(ids, run.probs(pd.DataFrame(dict(id=ids))))) if multi and rows else {}
     explain = Explainer(run) if rows else None
     def one(row):
         try: pixels = explain.see(row.id)
         except ImageError as e: return e.reason
-        if multi: asked = [run.vocab[int(np.abs(probs.loc[row.id].to_numpy(np.float64) - np.isin(run.vocab, row.given)).argmax())]]
+        if multi: asked = [run.vocab[int(np.abs(probs[row.id] - np.isin(run.vocab, row.given)).argmax())]]
         else: asked = [row.predicted, row.given]
         return [explain(pixels, method, o, fold=row.fold, **settings) for o in asked]
     return map(one, rows)
